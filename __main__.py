@@ -1,0 +1,3 @@
+from vivit.cli import main
+
+main()

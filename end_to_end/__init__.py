@@ -1,0 +1,1 @@
+"""Both halves together: the demo on generated videos."""

@@ -1,0 +1,1 @@
+"""What the stages agree on: manifest, video, views, feature cache, errors, progress."""

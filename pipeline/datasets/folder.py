@@ -1,0 +1,114 @@
+"""Videos in folders: `<class>/<video>`, `<split>/<class>/<video>`, or videos without classes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from vivit.pipeline.errors import DataError
+from vivit.pipeline.manifest import Clip, Manifest
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".mpg",
+        ".mpeg",
+        ".flv",
+        ".wmv",
+        ".asf",
+        ".ogv",
+        ".gif",
+        ".3gp",
+    ]
+)
+"""File names that count as videos; what is in them is checked when they are read."""
+
+HEAD = "action"
+VALIDATION_SHARE = 0.2
+"""Share of the clips that goes to validation where the folders name no splits."""
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def read_folder(data_root: Path, annotations: Path | None = None) -> Manifest:
+    """The manifest of a folder of videos; the clip id is the path without its suffix where that is unique.
+
+    Where the top folders are called train, val/validation and test, they are the splits. Otherwise a hash of each
+    clip's id puts about a fifth of the clips into validation. Videos outside class folders have no label and are test.
+    """
+    if annotations is not None:
+        raise DataError(
+            "a folder of videos has no annotation files: drop --annotations, or pass --manifest FILE"
+        )
+    videos = [PurePosixPath(path) for path in _videos(data_root)]
+    if not videos:
+        raise DataError(
+            f"no videos in {data_root}: files whose names end in {', '.join(sorted(VIDEO_SUFFIXES))} count"
+        )
+    splits = _named_splits(data_root, videos)
+    ids = _clip_ids(videos)
+    classes = sorted({name for video in videos if (name := _class_of(video, bool(splits)))})
+    clips = []
+    for video in videos:
+        name = _class_of(video, bool(splits))
+        split = splits.get(video.parts[0]) if splits else (_hashed_split(ids[video]) if name else "test")
+        if split is not None:
+            labels = {HEAD: classes.index(name)} if name else {}
+            clips.append(Clip(clip_id=ids[video], split=split, video=str(video), labels=labels))
+    return Manifest("folder", clips, heads={HEAD: classes} if classes else {})
+
+
+def _videos(data_root: Path) -> Iterator[str]:
+    """Paths below the root of everything named like a video, sorted; hidden files and folders are left out."""
+    for folder, folders, files in os.walk(data_root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(data_root).as_posix()
+
+
+def _named_splits(data_root: Path, videos: list[PurePosixPath]) -> dict[str, str]:
+    """Top folder -> split, where every folder with videos is named like one; else empty."""
+    top = {video.parts[0] for video in videos if len(video.parts) > 1}
+    named = {name: _SPLIT_NAMES[name.lower()] for name in top if name.lower() in _SPLIT_NAMES}
+    if named and len(named) < len(top):
+        other = min(top - set(named))
+        raise DataError(
+            f"{data_root} holds both splits ({', '.join(sorted(named))}) and other folders with videos ({other}, ...): "
+            "use <split>/<class>/<video> or <class>/<video> throughout"
+        )
+    return named
+
+
+def _class_of(video: PurePosixPath, has_splits: bool) -> str | None:
+    """The folder that names the class: the first one, or the one below the split."""
+    folders = video.parts[1:-1] if has_splits else video.parts[:-1]
+    return folders[0] if folders else None
+
+
+def _clip_ids(videos: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Path without suffix, or with it where two videos differ in nothing else."""
+    stems: dict[str, int] = {}
+    for video in videos:
+        stems[str(video.with_suffix(""))] = stems.get(str(video.with_suffix("")), 0) + 1
+    return {v: str(v.with_suffix("")) if stems[str(v.with_suffix(""))] == 1 else str(v) for v in videos}
+
+
+def _hashed_split(clip_id: str) -> str:
+    """A split that depends on the id alone, so that adding videos moves no others."""
+    draw = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:4], "big") / 2**32
+    return "validation" if draw < VALIDATION_SHARE else "train"

@@ -1,0 +1,462 @@
+"""The feature cache: a Zarr v3 group of CLS tokens, with provenance, and a ledger that says which blocks count.
+
+`docs/cache-format.md` describes what lies on disk.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import ZstdCodec
+
+from vivit.pipeline.errors import CacheError, ConfigError, IncompleteCacheError, StaleCacheError
+from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.shard_reader import ShardReader
+from vivit.pipeline.views import ViewSpec
+from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CODECS = ("none", "zstd")
+_LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """What makes the encoder a fixed function of a frame crop."""
+
+    name: str
+    """timm id."""
+    weights: str
+    """Where the weights came from: `pretrained:<tag>`, `file:<name>` or `random:<seed>`."""
+    weights_sha256: str
+    """Digest of all tensors of the encoder, with their names."""
+    embed_dim: int
+    """Length of a token."""
+    tubelet: int = 1
+    """Frames that one token looks at."""
+    pooling: str = "token"
+    """How one vector is made of the last layer's tokens."""
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Mean of each channel, for pixels in [0, 1]."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Standard deviation of each channel."""
+    interpolation: str = "bicubic"
+    """Filter that the crops are resized with."""
+    precision: str = "float32"
+    """Type of the encoder's arithmetic."""
+    batch_size: int = 32
+    """Frame crops in each forward pass; passes are filled up to it, so that no result depends on its neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """The identity of a cache: everything that decides its bytes, except the videos themselves."""
+
+    dataset: str
+    """Name of the data set."""
+    manifest_sha256: str
+    """Digest of the clips' ids, videos and times."""
+    backbone: Backbone
+    views: ViewSpec
+    seed: int = 0
+    """Seed of the training views."""
+    decoder: str = "pyav:accurate_rnd+full_chroma"
+    """How frames become RGB pictures."""
+    block_size: int = 64
+    """Clips per block: what is computed, committed and lost together."""
+    codec: str = "none"
+    """Compression of each chunk: none or zstd."""
+    dtype: str = "float16"
+    """Type of the stored numbers."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ConfigError(f"block_size must be at least 1, got {self.block_size}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
+        if self.views.num_frames < self.backbone.tubelet:
+            raise ConfigError(
+                f"num_frames {self.views.num_frames} is less than the tubelet {self.backbone.tubelet}"
+            )
+
+    @property
+    def num_times(self) -> int:
+        """Tokens per view: incomplete tubelets at the end are dropped."""
+        return self.views.num_frames // self.backbone.tubelet
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; `from_dict` gives equal ones back."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        backbone = {k: tuple(v) if isinstance(v, list) else v for k, v in values["backbone"].items()}
+        return cls(
+            **{**values, "backbone": Backbone(**backbone), "views": ViewSpec.from_dict(values["views"])}
+        )
+
+    def differences(self, other: "CacheSettings") -> list[str]:
+        """`views.num_frames: 32 here, 16 there`, one entry for each value that differs."""
+        here, there = _flat(self.to_dict()), _flat(other.to_dict())
+        return [
+            f"{key}: {here.get(key)} here, {there.get(key)} there"
+            for key in here
+            if here[key] != there.get(key)
+        ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord:
+    """What became of one clip."""
+
+    clip_id: str
+    outcome: str
+    """A value of `vivit.pipeline.outcome.Outcome`."""
+    message: str = ""
+    num_frames: int = 0
+    """Frames of the clip that could be decoded."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether features were made."""
+        return Outcome(self.outcome).usable
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of the ledger: a committed block."""
+
+    rows: tuple[int, int]
+    shards: dict[str, dict[str, Any]]
+    records: list[ClipRecord]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class FeatureCache:
+    """Features of all splits, float16 [clip, view, time, dim], and the record of what is in them."""
+
+    def __init__(self, path: Path, settings: CacheSettings, manifest: Manifest) -> None:
+        """Use `create`, `open` or `create_or_open`."""
+        self.path, self.settings, self.manifest = path, settings, manifest
+        self._entries = {split: self._read_ledger(split) for split in manifest.splits}
+
+    # --- making and opening ---
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest, settings: CacheSettings) -> Self:
+        """Make an empty cache: under another name first, so that it appears whole or not at all."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            about = {
+                "format_version": FORMAT_VERSION,
+                "settings": settings.to_dict(),
+                "made_with": _made_with(),
+            }
+            group = zarr.create_group(partial, zarr_format=3, attributes={"vivit": about})
+            for split in manifest.splits:
+                _create_array(group, split, len(manifest.of_split(split)), settings)
+            manifest.write(partial / "manifest.parquet")
+            partial.rename(path)
+        return cls(path, settings, manifest)
+
+    @classmethod
+    def create_or_open(cls, path: Path, manifest: Manifest, settings: CacheSettings) -> Self:
+        """The cache at `path`; StaleCacheError where it was made with other settings."""
+        if not (path / "zarr.json").exists():
+            return cls.create(path, manifest, settings)
+        cache = cls.open(path, allow_partial=True)
+        if differences := settings.differences(cache.settings):
+            listed = (
+                "\n  ".join(differences).replace(" here", " asked for").replace(" there", " in the cache")
+            )
+            raise StaleCacheError(
+                f"{path} was made with other settings:\n  {listed}\n"
+                "pass the cache's settings to go on with it, or --cache NAME to make another"
+            )
+        return cache
+
+    @classmethod
+    def open(cls, path: Path, *, allow_partial: bool = False) -> Self:
+        """Open for reading; IncompleteCacheError where blocks are missing, unless `allow_partial`."""
+        about = _read_attributes(path)
+        settings = CacheSettings.from_dict(about["settings"])
+        cache = cls(path, settings, Manifest.read(path / "manifest.parquet"))
+        if not allow_partial and (missing := cache.missing()):
+            raise IncompleteCacheError(
+                f"{path} is incomplete: {missing}. Run the same `vivit extract` command again to finish it, "
+                "or pass --allow-partial to use what is there"
+            )
+        return cache
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the cache for writing; CacheError where another process does. A killed process holds nothing."""
+        with storage_errors(self.path), (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise CacheError(
+                    f"{self.path} is being written by another process ({file.read().strip() or 'unknown'}): "
+                    "wait for it, or choose another --cache"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    # --- what is in it ---
+
+    @property
+    def identity(self) -> str:
+        """Digest of the settings: equal for caches that hold the same features."""
+        return hashlib.sha256(json.dumps(self.settings.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def splits(self) -> list[str]:
+        return self.manifest.splits
+
+    @cached_property
+    def _num_clips(self) -> dict[str, int]:
+        return {split: len(self.manifest.of_split(split)) for split in self.splits}
+
+    def shape(self, split: str) -> tuple[int, int, int, int]:
+        """(clips, views, times, dim) of a split."""
+        if split not in self._num_clips:
+            raise CacheError(f"{self.path} has no split {split!r}: it has {', '.join(self.splits)}")
+        settings = self.settings
+        views = settings.views.num_views(split)
+        return self._num_clips[split], views, settings.num_times, settings.backbone.embed_dim
+
+    def num_blocks(self, split: str) -> int:
+        return -(-self.shape(split)[0] // self.settings.block_size)
+
+    def rows(self, split: str, block: int) -> tuple[int, int]:
+        """First row of a block, and the one behind its last."""
+        start = block * self.settings.block_size
+        return start, min(start + self.settings.block_size, self.shape(split)[0])
+
+    def missing_blocks(self, split: str) -> list[int]:
+        """Blocks that are not in the ledger, or whose shards are not there in full size."""
+        return [block for block in range(self.num_blocks(split)) if not self._is_whole(split, block)]
+
+    def missing(self) -> str:
+        """What is missing, in words; empty for a complete cache."""
+        parts = []
+        for split in self.splits:
+            if blocks := self.missing_blocks(split):
+                clips = sum(stop - start for start, stop in (self.rows(split, block) for block in blocks))
+                parts.append(
+                    f"{split} lacks {len(blocks)} of {self.num_blocks(split)} blocks "
+                    f"({clips} of {self.shape(split)[0]} clips)"
+                )
+        return ", ".join(parts)
+
+    def records(self, split: str) -> list[ClipRecord | None]:
+        """What became of each clip, in row order; None where its block is not committed."""
+        records: list[ClipRecord | None] = [None] * self.shape(split)[0]
+        for entry in self._entries[split].values():
+            records[entry.rows[0] : entry.rows[1]] = entry.records
+        return records
+
+    def usable_rows(self, split: str) -> npt.NDArray[np.int64]:
+        """Rows that are committed and have features."""
+        records = self.records(split)
+        return np.array([row for row, r in enumerate(records) if r is not None and r.usable], dtype=np.int64)
+
+    def size_bytes(self) -> int:
+        """Size of all committed shards."""
+        entries = [entry for split in self.splits for entry in self._entries[split].values()]
+        return sum(shard["bytes"] for entry in entries for shard in entry.shards.values())
+
+    def block_about(self, split: str, block: int) -> dict[str, Any]:
+        """Timings and the like, as given to `commit`."""
+        return self._entries[split][block].about
+
+    # --- reading and writing ---
+
+    def read(
+        self, split: str, rows: npt.ArrayLike | None = None, views: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float16]:
+        """Features [row, view, time, dim] of the given rows and views (None: all), in the order given.
+
+        The array is a transposed view of [view, row, time, dim], which is how the features lie on disk.
+        """
+        clips, num_views, times, dim = self.shape(split)
+        wanted = np.arange(clips) if rows is None else np.asarray(rows, dtype=np.int64).reshape(-1)
+        chosen = list(range(num_views) if views is None else views)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < clips):
+            raise IndexError(
+                f"rows {wanted.min()}..{wanted.max()} of split {split!r}, which has {clips} clips"
+            )
+        if any(not 0 <= view < num_views for view in chosen):
+            raise IndexError(f"views {chosen} of split {split!r}, which has {num_views} views")
+        if unwritten := sorted(
+            set((wanted // self.settings.block_size).tolist()) - set(self._entries[split])
+        ):
+            raise IncompleteCacheError(
+                f"blocks {unwritten[:5]} of {self.path}, split {split!r}, are not committed"
+            )
+        out = np.empty((len(chosen), len(wanted), times, dim), np.float16)
+        self._reader(split).read(wanted, chosen, out)
+        return out.transpose(1, 0, 2, 3)
+
+    def commit(
+        self,
+        split: str,
+        block: int,
+        features: npt.NDArray[np.float16],
+        records: Sequence[ClipRecord],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one block, features [clip, view, time, dim], and enter it in the ledger when it is durable."""
+        start, stop = self.rows(split, block)
+        expected = (stop - start, *self.shape(split)[1:])
+        if features.shape != expected or features.dtype != np.float16 or len(records) != stop - start:
+            raise ValueError(
+                f"block {block} of {split}: {features.shape = }, {features.dtype}, {len(records)} records; "
+                f"expected float16 {expected}"
+            )
+        if not np.isfinite(features).all():
+            raise ValueError(f"block {block} of {split} has values that are not finite")
+        with storage_errors(self.path):
+            shards = self._write_shards(split, block, features)
+            entry = _Entry((start, stop), shards, list(records), dict(about or {}))
+            write_atomically(self._ledger(split) / f"{block:06d}.json", _entry_json(split, block, entry))
+        self._entries[split][block] = entry
+
+    def _write_shards(
+        self, split: str, block: int, features: npt.NDArray[np.float16]
+    ) -> dict[str, dict[str, Any]]:
+        array = self._array(split)
+        start, stop = self.rows(split, block)
+        shards = {}
+        for view in range(features.shape[1]):
+            path = self._shard_path(split, block, view)
+            path.unlink(missing_ok=True)  # a leftover of a killed run, which zarr would merge with
+            array[start:stop, view] = features[:, view]
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sync_folder(path.parent)
+            shards[path.relative_to(self.path).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        return shards
+
+    def _array(self, split: str) -> zarr.Array:  # type: ignore[type-arg]
+        array = zarr.open_array(self.path / split / "features", mode="r+")
+        return array.with_config({"write_empty_chunks": True})
+
+    def _reader(self, split: str) -> ShardReader:
+        return ShardReader(
+            path=lambda block, view: self._shard_path(split, block, view),
+            block_size=self.settings.block_size,
+            codec=self.settings.codec,
+        )
+
+    def _shard_path(self, split: str, block: int, view: int) -> Path:
+        return self.path / split / "features" / "c" / str(block) / str(view) / "0" / "0"
+
+    def _ledger(self, split: str) -> Path:
+        return self.path / "ledger" / split
+
+    def _read_ledger(self, split: str) -> dict[int, _Entry]:
+        entries = {}
+        for path in sorted(self._ledger(split).glob("[0-9]*.json")):
+            try:
+                entries[int(path.stem)] = _parse_entry(path.read_bytes())
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning("%s is damaged (%s): its block counts as missing", path, error)
+        return entries
+
+    def _is_whole(self, split: str, block: int) -> bool:
+        entry = self._entries[split].get(block)
+        return entry is not None and all(
+            _size(self.path / name) == shard["bytes"] for name, shard in entry.shards.items()
+        )
+
+
+def _create_array(group: zarr.Group, split: str, clips: int, settings: CacheSettings) -> None:
+    times, dim = settings.num_times, settings.backbone.embed_dim
+    group.create_array(
+        f"{split}/features",
+        shape=(clips, settings.views.num_views(split), times, dim),
+        dtype=settings.dtype,
+        shards=(settings.block_size, 1, times, dim),
+        chunks=(1, 1, times, dim),
+        compressors=None if settings.codec == "none" else ZstdCodec(level=1),
+        filters=None,
+        fill_value=0.0,
+        dimension_names=("clip", "view", "time", "dim"),
+    )
+
+
+def _made_with() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+def _read_attributes(path: Path) -> dict[str, Any]:
+    if not (path / "zarr.json").is_file():
+        raise CacheError(f"{path} is not a feature cache: it has no zarr.json")
+    try:
+        about: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["vivit"]
+        found = about["format_version"]
+        known = {f.name for f in fields(CacheSettings)}
+        if found == FORMAT_VERSION and set(about["settings"]) == known:
+            return about
+    except (ValueError, KeyError, TypeError):
+        raise CacheError(f"{path}/zarr.json does not describe a feature cache of vivit") from None
+    raise CacheError(
+        f"{path} has format version {found}; this vivit reads version {FORMAT_VERSION}: extract again"
+    )
+
+
+def _entry_json(split: str, block: int, entry: _Entry) -> bytes:
+    values = {
+        "split": split,
+        "block": block,
+        "rows": list(entry.rows),
+        "shards": entry.shards,
+        "clips": [asdict(record) for record in entry.records],
+        "about": entry.about,
+    }
+    return json.dumps(values, indent=1).encode()
+
+
+def _parse_entry(data: bytes) -> _Entry:
+    values = json.loads(data)
+    records = [ClipRecord(**clip) for clip in values["clips"]]
+    start, stop = values["rows"]
+    return _Entry((start, stop), values["shards"], records, values["about"])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

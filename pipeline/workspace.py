@@ -1,0 +1,126 @@
+"""The folder that holds manifests, caches and runs, and the newest of each."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vivit.pipeline.errors import CacheError, CheckpointError, ConfigError, StorageError
+
+DEFAULT_WORKDIR = "vivit-work"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """`manifests/`, `caches/` and `runs/` below one root."""
+
+    root: Path
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def caches(self) -> Path:
+        return self.root / "caches"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def newest_cache(self) -> Path:
+        """The cache made last; raises CacheError when there is none."""
+        found = _by_age(self.caches, "zarr.json")
+        if not found:
+            raise CacheError(f"no feature cache in {self.caches}: run `vivit extract` first, or pass --cache")
+        return found[-1]
+
+    def newest_run(self) -> Path:
+        """The run that was written to last; raises CheckpointError when there is none."""
+        found = _by_age(self.runs, "config.json")
+        if not found:
+            raise CheckpointError(f"no run in {self.runs}: run `vivit train-temporal` first, or pass --run")
+        return found[-1]
+
+    def next_run(self, stem: str) -> Path:
+        """A folder name `<stem>-<n>` that is not in use yet."""
+        taken = [
+            int(m[1])
+            for p in _children(self.runs)
+            if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
+        ]
+        return self.runs / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def file_name(text: str) -> str:
+    """`text` with everything that a file name should not hold replaced by `_`."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("._") or "unnamed"
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _by_age(folder: Path, mark: str) -> list[Path]:
+    """Folders with a file `mark`, the one whose mark was written last at the end."""
+    marked = [p for p in _children(folder) if (p / mark).is_file()]
+    return sorted(marked, key=lambda p: ((p / mark).stat().st_mtime_ns, p.name))
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence with the remedy."""
+    import errno
+
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        reasons = {
+            errno.ENOSPC: f"the disk is full at {where}: free space there, then run the same command again",
+            errno.EDQUOT: f"your disk quota is used up at {where}: free space, then run the same command again",
+            errno.EROFS: f"{where} is on a read-only file system: choose another --workdir",
+            errno.EACCES: f"no permission to write {where}: choose another --workdir, or change its permissions",
+            errno.EPERM: f"no permission to write {where}: choose another --workdir, or change its permissions",
+            errno.ENOTDIR: f"{where} lies below a file, not a folder: choose another --workdir",
+            errno.EEXIST: f"{where} exists and is not a folder: choose another --workdir",
+        }
+        if error.errno not in reasons:
+            raise
+        raise StorageError(reasons[error.errno]) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `path` so that a reader sees all of it or nothing, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def nearest(name: str, known: list[str], what: str) -> ConfigError:
+    """An error for an unknown `name` that suggests the most similar known one."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return ConfigError(f"unknown {what} {name!r}: {hint}(known: {', '.join(known)})")

@@ -1,0 +1,1 @@
+"""Stage 1: run the frozen spatial encoder once over every view of every clip."""

@@ -1,0 +1,347 @@
+"""Stage 1 in this process: blocks of clips through the frozen encoder into the feature cache."""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vivit.pipeline.errors import DataError, InterruptedRunError
+from vivit.pipeline.feature_cache import CacheSettings, ClipRecord, FeatureCache
+from vivit.pipeline.manifest import Clip, Manifest
+from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.progress import Progress
+from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.backbones import PRETRAINED
+from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream
+from vivit.stage1_extract.encoder import SpatialEncoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What to extract, and how to go about it."""
+
+    cache: Path
+    """Folder of the feature cache, `<name>.zarr`."""
+    data_root: Path
+    """Folder that the manifest's video paths start from."""
+    backbone: str = "vit_b16"
+    """Short name or timm id of the frozen encoder."""
+    weights: str = PRETRAINED
+    """`pretrained`, `random`, or a file."""
+    views: ViewSpec = field(default_factory=ViewSpec)
+    seed: int = 0
+    """Seed of the training views."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: str = "auto"
+    """Arithmetic of the encoder: auto, float32, bfloat16 or float16."""
+    batch_size: int = 32
+    """Frame crops in each forward pass."""
+    block_size: int = 64
+    """Clips that are computed, committed and lost together."""
+    codec: str = "none"
+    """Compression in the cache: none or zstd."""
+    decode_threads: int = 0
+    """Threads that decode ahead of the encoder; 0 chooses for this machine."""
+    decode_memory_mb: int = 1024
+    """Memory for decoded crops that wait for the encoder, in MiB."""
+    clip_timeout_sec: float = 120.0
+    """Longest time that one clip may take to decode, in seconds."""
+    max_failures: int | None = None
+    """Stop when more clips than this have no features; None never stops."""
+    retry_failed: bool = False
+    """Compute blocks again that hold clips without features."""
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What a run did, and what the cache holds after it."""
+
+    cache: Path
+    clips: dict[str, int]
+    """Clips per split."""
+    outcomes: Counter[str]
+    """Clips of the whole cache by outcome."""
+    failures: list[tuple[str, ClipRecord]]
+    """(split, record) of every clip that is not complete."""
+    blocks_done: int
+    """Blocks that this run computed."""
+    blocks_kept: int
+    """Blocks that were there already."""
+    seconds: float
+    crops: int
+    """Frame crops that this run encoded."""
+    limits: dict[str, float]
+    """Share of this run's time that was spent waiting for decode, in encode, and in write."""
+    size_bytes: int
+    """Size of the cache's shards."""
+
+
+def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
+    """Bring the cache to completion; the same call after an interruption goes on where it stopped.
+
+    Raises DataError where no clip has features or more than `max_failures` have none, StaleCacheError where the cache
+    has other settings, InterruptedRunError on Ctrl-C.
+    """
+    check_videos(manifest, config.data_root)
+    encoder = SpatialEncoder(
+        config.backbone,
+        weights=config.weights,
+        crop_size=config.views.crop_size,
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+    )
+    cache = FeatureCache.create_or_open(config.cache, manifest, settings_of(config, manifest, encoder))
+    with cache.lock():
+        cache = FeatureCache.open(
+            config.cache, allow_partial=True
+        )  # what another process committed before the lock
+        run = _Run(config, cache, encoder)
+        run.work()
+    return run.summary()
+
+
+def check_videos(manifest: Manifest, data_root: Path) -> None:
+    """Refuse a wrong data root; warn of single missing videos, which are recorded clip by clip."""
+    if not len(manifest):
+        raise DataError("the manifest has no clips")
+    if not data_root.is_dir():
+        raise DataError(f"the data root {data_root} is not a folder: pass --data-root")
+    missing = manifest.missing_videos(data_root)
+    videos = len({clip.video for clip in manifest.clips})
+    if len(missing) == videos:
+        raise DataError(
+            f"none of the {videos} videos is below {data_root} (looked for {data_root / missing[0]}): "
+            "pass the --data-root that the manifest's paths start from"
+        )
+    if missing:
+        logger.warning("%d of %d videos are missing, for example %s", len(missing), videos, missing[0])
+
+
+def settings_of(config: ExtractConfig, manifest: Manifest, encoder: SpatialEncoder) -> CacheSettings:
+    """The identity of the cache that this configuration makes."""
+    return CacheSettings(
+        dataset=manifest.dataset,
+        manifest_sha256=manifest.sha256,
+        backbone=encoder.backbone,
+        views=config.views,
+        seed=config.seed,
+        block_size=config.block_size,
+        codec=config.codec,
+    )
+
+
+@dataclass
+class _Seconds:
+    """Where the time of the consuming thread went."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        total = self.decode + self.encode + self.write
+        return {name: value / total if total else 0.0 for name, value in vars(self).items()}
+
+    def __str__(self) -> str:
+        shares = self.shares
+        limit = max(shares, key=lambda name: shares[name])
+        return f"limited by {limit} ({shares[limit]:.0%} of the time)"
+
+
+class _Run:
+    """One run over the missing blocks of a cache."""
+
+    def __init__(self, config: ExtractConfig, cache: FeatureCache, encoder: SpatialEncoder) -> None:
+        self._config, self._cache, self._encoder = config, cache, encoder
+        self._blocks = list(self._todo())
+        self._seconds = _Seconds()
+        self._started = time.perf_counter()
+        self._done = self._crops = self._failed = 0
+
+    def _todo(self) -> Iterator[tuple[str, int]]:
+        for split in self._cache.splits:
+            missing = set(self._cache.missing_blocks(split))
+            records = self._cache.records(split)
+            for block in range(self._cache.num_blocks(split)):
+                start, stop = self._cache.rows(split, block)
+                failed = any(record is not None and not record.usable for record in records[start:stop])
+                if block in missing or (self._config.retry_failed and failed):
+                    yield split, block
+
+    def work(self) -> None:
+        """Compute and commit every missing block, in order."""
+        clips = {split: self._cache.manifest.of_split(split) for split in self._cache.splits}
+        todo = [
+            (split, block, clips[split][slice(*self._cache.rows(split, block))])
+            for split, block in self._blocks
+        ]
+        settings = CropSettings(
+            views=self._config.views,
+            seed=self._config.seed,
+            interpolation=self._encoder.backbone.interpolation,
+            timeout_sec=self._config.clip_timeout_sec,
+        )
+        threads = self._config.decode_threads or default_decode_threads(self._encoder.device.type)
+        budget = self._config.decode_memory_mb << 20
+        total = sum(len(together) for _, _, together in todo)
+        try:
+            with (
+                CropStream(self._config.data_root, settings, threads=threads, budget_bytes=budget) as stream,
+                Progress("extract", total, "clips") as progress,
+            ):
+                crops = stream.read(together for _, _, together in todo)
+                for split, block, together in todo:
+                    self._block(split, block, together, crops, progress)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"interrupted: {self._done} blocks were committed and the one in work was dropped. "
+                "Run the same command again to go on"
+            ) from None
+
+    def _block(
+        self, split: str, block: int, clips: list[Clip], crops: Iterator[ClipCrops], progress: Progress
+    ) -> None:
+        before = vars(self._seconds).copy()
+        _, views, times, dim = self._cache.shape(split)
+        features = np.zeros((len(clips), views, times, dim), np.float32)
+        batches = _Batches(self._encoder, features)
+        records = []
+        for row in range(len(clips)):
+            mark = time.perf_counter()
+            item = next(crops)
+            self._seconds.decode += time.perf_counter() - mark
+            mark = time.perf_counter()
+            if item.crops is not None:
+                batches.add(row, item.crops)
+            self._seconds.encode += time.perf_counter() - mark
+            records.append(_record(item))
+            self._count(item, progress)
+        mark = time.perf_counter()
+        batches.flush()
+        self._seconds.encode += time.perf_counter() - mark
+        mark = time.perf_counter()
+        halves = _to_float16(features, records)
+        seconds = {name: round(value - before[name], 3) for name, value in vars(self._seconds).items()}
+        self._cache.commit(
+            split, block, halves, records, {"seconds": seconds, "device": str(self._encoder.device)}
+        )
+        self._seconds.write += time.perf_counter() - mark
+        self._done += 1
+
+    def _count(self, item: ClipCrops, progress: Progress) -> None:
+        if item.crops is not None:
+            self._crops += item.crops.shape[0] * item.crops.shape[1]
+        else:
+            self._failed += 1
+            logger.warning("%s: %s (%s)", item.clip.clip_id, item.result.outcome, item.result.message)
+        limit = self._config.max_failures
+        if limit is not None and self._failed > limit:
+            raise DataError(
+                f"more than {limit} clips have no features (the last: {item.clip.clip_id}, {item.result.outcome}: "
+                f"{item.result.message}). Committed blocks stay; raise --max-failures to go on"
+            )
+        elapsed = time.perf_counter() - self._started
+        progress.advance(1, f"{self._crops / elapsed:.1f} crops/s, {self._seconds}")
+
+    def summary(self) -> ExtractSummary:
+        """What was done; DataError where the cache holds no features at all."""
+        cache = self._cache
+        records = [(split, r) for split in cache.splits for r in cache.records(split) if r is not None]
+        if not any(record.usable for _, record in records):
+            split, first = records[0]
+            raise DataError(
+                f"no clip could be read: all {len(records)} failed, the first is {first.clip_id} ({split}): "
+                f"{first.outcome}, {first.message}"
+            )
+        return ExtractSummary(
+            cache=cache.path,
+            clips={split: cache.shape(split)[0] for split in cache.splits},
+            outcomes=Counter(record.outcome for _, record in records),
+            failures=[(split, record) for split, record in records if not Outcome(record.outcome).complete],
+            blocks_done=self._done,
+            blocks_kept=sum(cache.num_blocks(split) for split in cache.splits) - self._done,
+            seconds=time.perf_counter() - self._started,
+            crops=self._crops,
+            limits=self._seconds.shares,
+            size_bytes=cache.size_bytes(),
+        )
+
+
+class _Batches:
+    """Fills batches of a fixed size across the clips of a block, and puts the vectors where they belong."""
+
+    def __init__(self, encoder: SpatialEncoder, features: npt.NDArray[np.float32]) -> None:
+        """`features` [clip, view, time, dim] is filled in."""
+        self._encoder, self._features = encoder, features
+        size = encoder.crop_size
+        self._crops = np.empty((encoder.backbone.batch_size, size, size, 3), np.uint8)
+        self._places: list[npt.NDArray[np.float32]] = []
+
+    def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
+        """Encode the crops [view, frame, height, width, channel] of one clip, as far as batches get full."""
+        for view, frames in enumerate(crops):
+            for at, crop in enumerate(frames):
+                self._crops[len(self._places)] = crop
+                self._places.append(self._features[row, view, at])
+                if len(self._places) == len(self._crops):
+                    self.flush()
+
+    def flush(self) -> None:
+        """Encode what is waiting."""
+        if not self._places:
+            return
+        for place, vector in zip(
+            self._places, self._encoder.encode(self._crops[: len(self._places)]), strict=True
+        ):
+            place[:] = vector
+        self._places.clear()
+
+
+def _record(item: ClipCrops) -> ClipRecord:
+    return ClipRecord(
+        clip_id=item.clip.clip_id,
+        outcome=item.result.outcome.value,
+        message=item.result.message,
+        num_frames=item.result.num_frames,
+    )
+
+
+def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) -> npt.NDArray[np.float16]:
+    """The features as they are stored; a clip with values beyond float16 loses them and is recorded as not finite."""
+    with np.errstate(over="ignore"):
+        halves = features.astype(np.float16)
+    for row in np.flatnonzero(~np.isfinite(halves).all(axis=(1, 2, 3))).tolist():
+        halves[row] = 0
+        record = records[row]
+        message = "the encoder gave values that are not finite or beyond float16: try --precision float32"
+        records[row] = ClipRecord(
+            clip_id=record.clip_id,
+            outcome=Outcome.NOT_FINITE.value,
+            message=message,
+            num_frames=record.num_frames,
+        )
+    return halves
+
+
+def default_decode_threads(device: str) -> int:
+    """One thread per core beside a GPU; half of them where the encoder needs the cores itself."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores if device == "cuda" else cores // 2)
+
+
+def describe(config: ExtractConfig) -> dict[str, Any]:
+    """The configuration as `name: value` pairs for printing."""
+    values = {name: value for name, value in vars(config).items() if name != "views"}
+    return values | {f"views.{name}": value for name, value in config.views.to_dict().items()}
