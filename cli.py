@@ -306,7 +306,8 @@ def train_temporal(
     """
     from vivit.pipeline.workspace import Workspace
     from vivit.stage2_temporal.config import TrainConfig
-    from vivit.stage2_temporal.train import default_run_name, train
+    from vivit.stage2_temporal.run_folder import default_run_name
+    from vivit.stage2_temporal.train import train
 
     workspace = Workspace(workdir)
     path = _cache_path(cache, workspace)
@@ -349,8 +350,9 @@ def evaluate(
 ) -> None:
     """Multi-view accuracy of a run, with the clips it covers. Without --run the newest one is taken."""
     from vivit.pipeline.workspace import Workspace
-    from vivit.stage2_temporal.evaluate import EvaluateConfig, cache_of
+    from vivit.stage2_temporal.evaluate import EvaluateConfig
     from vivit.stage2_temporal.evaluate import evaluate as run_evaluate
+    from vivit.stage2_temporal.run_folder import cache_of
 
     workspace = Workspace(workdir)
     run_path = _below(workspace.runs, run, "") if run else _say("newest run", workspace.newest_run())
@@ -476,18 +478,23 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     rows = [
         [
             name,
-            *("-" if value is None else f"{value:.2%}" for value in (s.top1, s.top5, s.mean_class_accuracy)),
+            *(
+                "-" if value is None else f"{value:.2%}"
+                for value in (s.top1, s.top5, s.mean_class, s.top1_of_all)
+            ),
         ]
         for name, s in evaluation.scores.items()
     ]
     coverage = evaluation.coverage
     views = f"{evaluation.num_views} views ({evaluation.average} averaged)"
-    title = f"{evaluation.split}: {coverage.evaluated} of {coverage.clips} clips, {views}"
+    title = f"{evaluation.split}: {coverage.num_evaluated} of {coverage.num_clips} clips, {views}"
     if rows:
-        _table(title, ["head", "top-1", "top-5", "mean class"], rows)
+        _table(title, ["head", "top-1", "top-5", "mean class", "top-1 of all"], rows)
     else:
         print(f"{title}: no labels, so no scores; the logits of each clip are written")
-    print(f"wrote {Path(evaluation.run) / 'evaluation' / (evaluation.split + '.json')}")
+    if coverage.left_out:
+        print("left out: " + ", ".join(f"{count} {outcome}" for outcome, count in coverage.left_out.items()))
+    print(f"wrote {Path(evaluation.run) / 'evaluation' / evaluation.split}.json and .parquet")
 
 
 if __name__ == "__main__":

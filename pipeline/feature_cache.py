@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -33,6 +34,7 @@ from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomical
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_SYNC_THREADS = 4
 CODECS = ("none", "zstd")
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
 
@@ -62,7 +64,7 @@ class Backbone:
     precision: str = "float32"
     """Type of the encoder's arithmetic."""
     batch_size: int = 32
-    """Frame crops in each forward pass; passes are filled up to it, so that no result depends on its neighbours."""
+    """Most frame crops in one forward pass; a pass never holds crops of two clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,12 @@ class FeatureCache:
         """Use `create`, `open` or `create_or_open`."""
         self.path, self.settings, self.manifest = path, settings, manifest
         self._entries = {split: self._read_ledger(split) for split in manifest.splits}
+        self._readers = {
+            split: ShardReader(
+                path / split / "features", block_size=settings.block_size, codec=settings.codec
+            )
+            for split in manifest.splits
+        }
 
     # --- making and opening ---
 
@@ -324,7 +332,7 @@ class FeatureCache:
                 f"blocks {unwritten[:5]} of {self.path}, split {split!r}, are not committed"
             )
         out = np.empty((len(chosen), len(wanted), times, dim), np.float16)
-        self._reader(split).read(wanted, chosen, out)
+        self._readers[split].read(wanted, chosen, out)
         return out.transpose(1, 0, 2, 3)
 
     def commit(
@@ -361,23 +369,18 @@ class FeatureCache:
             path = self._shard_path(split, block, view)
             path.unlink(missing_ok=True)  # a leftover of a killed run, which zarr would merge with
             array[start:stop, view] = features[:, view]
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sync_folder(path.parent)
-            shards[path.relative_to(self.path).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            synced = pool.map(
+                lambda view: _synced(self._shard_path(split, block, view)), range(features.shape[1])
+            )
+            for view, shard in enumerate(synced):
+                shards[self._shard_path(split, block, view).relative_to(self.path).as_posix()] = shard
+        self._readers[split].forget(block)
         return shards
 
     def _array(self, split: str) -> zarr.Array:  # type: ignore[type-arg]
         array = zarr.open_array(self.path / split / "features", mode="r+")
         return array.with_config({"write_empty_chunks": True})
-
-    def _reader(self, split: str) -> ShardReader:
-        return ShardReader(
-            path=lambda block, view: self._shard_path(split, block, view),
-            block_size=self.settings.block_size,
-            codec=self.settings.codec,
-        )
 
     def _shard_path(self, split: str, block: int, view: int) -> Path:
         return self.path / split / "features" / "c" / str(block) / str(view) / "0" / "0"
@@ -453,6 +456,15 @@ def _parse_entry(data: bytes) -> _Entry:
     records = [ClipRecord(**clip) for clip in values["clips"]]
     start, stop = values["rows"]
     return _Entry((start, stop), values["shards"], records, values["about"])
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    """Size and digest of a shard that is on the disk now, its name included."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sync_folder(path.parent)
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _size(path: Path) -> int:

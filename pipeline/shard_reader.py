@@ -6,9 +6,8 @@ microseconds. What is read is the standard layout (the index of a shard lies at 
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -18,26 +17,35 @@ from numcodecs.zstd import Zstd
 
 from vivit.pipeline.errors import CacheError
 
+Index = npt.NDArray[np.uint64]
+"""Offset and size in bytes of each chunk of a shard [row, 2]."""
+
 _READ_THREADS = 4
 _PARALLEL_FROM_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
 class ShardReader:
-    """Reads one array whose shards hold `block_size` rows of one view, one chunk per row."""
+    """Reads one array whose shards hold `block_size` rows of one view, one chunk per row. Thread-safe."""
 
-    path: Callable[[int, int], Path]
-    """The shard of (block, view)."""
-    block_size: int
-    codec: str
-    """`none` or `zstd`."""
+    def __init__(self, array: Path, *, block_size: int, codec: str) -> None:
+        """`array`: folder of the Zarr array; `codec`: none or zstd."""
+        self._chunks = str(
+            array / "c"
+        )  # joining text is several times faster than joining Paths, for each row read
+        self._block_size, self._codec = block_size, codec
+        self._indexes: dict[tuple[int, int], Index] = {}
+
+    def forget(self, block: int) -> None:
+        """Read the indexes of a block again: its shards were written anew."""
+        for key in [key for key in self._indexes if key[0] == block]:
+            del self._indexes[key]
 
     def read(self, rows: npt.NDArray[np.int64], views: Sequence[int], out: npt.NDArray[np.float16]) -> None:
         """Fill `out` [view, row, time, dim], C-contiguous."""
-        blocks = rows // self.block_size
+        blocks = rows // self._block_size
         edges = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)] if len(rows) else [0]
         pieces = [
-            (int(blocks[start]), view, rows[start:stop] % self.block_size, out[at, start:stop])
+            (int(blocks[start]), view, rows[start:stop] % self._block_size, out[at, start:stop])
             for at, view in enumerate(views)
             for start, stop in itertools.pairwise(edges)
         ]
@@ -52,7 +60,7 @@ class ShardReader:
         self, block: int, view: int, rows: npt.NDArray[np.int64], out: npt.NDArray[np.float16]
     ) -> None:
         """Fill `out` [row, time, dim] with rows of one shard."""
-        path = self.path(block, view)
+        path = f"{self._chunks}/{block}/{view}/0/0"
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -60,25 +68,28 @@ class ShardReader:
                 f"{path} cannot be read ({error.strerror}): run `vivit extract` again"
             ) from error
         try:
-            index = self._index(descriptor, path)[rows]
-            for start, stop in (
-                _runs(index) if self.codec == "none" else [(i, i + 1) for i in range(len(rows))]
-            ):
+            index = self._index_of(block, view, descriptor, path)[rows]
+            runs = _runs(index) if self._codec == "none" else [(i, i + 1) for i in range(len(rows))]
+            for start, stop in runs:
                 self._read_run(descriptor, path, index[start:stop], out[start:stop])
         finally:
             os.close(descriptor)
 
-    def _read_run(
-        self, descriptor: int, path: Path, index: npt.NDArray[np.uint64], out: npt.NDArray[np.float16]
-    ) -> None:
+    def _index_of(self, block: int, view: int, descriptor: int, path: str) -> Index:
+        index = self._indexes.get((block, view))
+        if index is None:
+            index = self._indexes[block, view] = _read_index(descriptor, path, self._block_size)
+        return index
+
+    def _read_run(self, descriptor: int, path: str, index: Index, out: npt.NDArray[np.float16]) -> None:
         """Fill `out` [row, time, dim] from chunks that lie one behind the other in the file."""
         offset, size = int(index[0, 0]), int(index[:, 1].sum())
-        if self.codec == "none":
+        if self._codec == "none":
             target = memoryview(out).cast("B")
             if size == len(target) and _read_into(descriptor, target, offset):
                 return
         else:
-            data = bytearray(size)
+            data = bytearray(min(size, os.fstat(descriptor).st_size))
             if _read_into(descriptor, memoryview(data), offset):
                 Zstd().decode(bytes(data), out)
                 return
@@ -86,20 +97,19 @@ class ShardReader:
             f"{path} is damaged: its index points at bytes that are not there; run `vivit extract` again"
         )
 
-    def _index(self, descriptor: int, path: Path) -> npt.NDArray[np.uint64]:
-        """Offset and size in bytes of each chunk [row, 2], from the end of the shard."""
-        size = self.block_size * 16
-        end = os.fstat(descriptor).st_size
-        data = bytearray(size + 4)
-        whole = end >= len(data) and _read_into(descriptor, memoryview(data), end - len(data))
-        if not whole or google_crc32c.value(bytes(data[:size])) != int.from_bytes(data[size:], "little"):
-            raise CacheError(
-                f"{path} is damaged: the checksum of its index is wrong; run `vivit extract` again"
-            )
-        return np.frombuffer(data, "<u8", count=size // 8).reshape(-1, 2)
+
+def _read_index(descriptor: int, path: str, block_size: int) -> Index:
+    """The index at the end of a shard, whose crc32c must be right."""
+    size = block_size * 16
+    end = os.fstat(descriptor).st_size
+    data = bytearray(size + 4)
+    whole = end >= len(data) and _read_into(descriptor, memoryview(data), end - len(data))
+    if not whole or google_crc32c.value(bytes(data[:size])) != int.from_bytes(data[size:], "little"):
+        raise CacheError(f"{path} is damaged: the checksum of its index is wrong; run `vivit extract` again")
+    return np.frombuffer(data, "<u8", count=size // 8).reshape(-1, 2)
 
 
-def _runs(index: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
+def _runs(index: Index) -> list[tuple[int, int]]:
     """Ranges of entries whose chunks lie one behind the other in the file."""
     breaks = np.flatnonzero(index[1:, 0] != index[:-1, 0] + index[:-1, 1]) + 1
     edges = [0, *breaks.tolist(), len(index)]

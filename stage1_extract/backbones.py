@@ -138,6 +138,8 @@ def _hub_resolves() -> bool:
 def _load_file(model: nn.Module, full: str, path: Path) -> None:
     if not path.is_file():
         raise WeightsError(f"the weights {path} do not exist: pass --weights FILE, `pretrained` or `random`")
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} does not hold weights of {full}: it is not a whole .npz file")
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         result = load_checkpoint(

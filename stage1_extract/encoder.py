@@ -1,6 +1,6 @@
 """The frozen spatial encoder: frame crops in, one vector for each out."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,41 +12,14 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vivit.pipeline.device import autocast, resolve_device, resolve_precision
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.feature_cache import Backbone
 from vivit.stage1_extract.backbones import PRETRAINED, load_backbone, timm_id, weights_sha256
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; ConfigError for a device that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name} is not there: this machine has {torch.cuda.device_count()} CUDA devices. Use --device cpu"
-        )
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
-    if name == "auto":
-        return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if name not in PRECISIONS:
-        raise ConfigError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
-    if name == "float16" and device.type == "cpu":
-        raise ConfigError("precision float16 needs a GPU: use float32 or bfloat16 on the CPU")
-    return name
-
 
 class SpatialEncoder:
-    """A frozen timm ViT on one device; every forward pass has exactly `batch_size` frame crops."""
+    """A frozen timm ViT on one device."""
 
     def __init__(
         self,
@@ -60,8 +33,8 @@ class SpatialEncoder:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        self.device = pick_device(device)
-        precision = pick_precision(precision, self.device)
+        self.device = resolve_device(device)
+        precision = resolve_precision(precision, self.device)
         model, source = load_backbone(name, weights=weights, crop_size=crop_size)
         config: dict[str, Any] = timm.data.resolve_model_data_config(model)
         self.backbone = Backbone(
@@ -83,31 +56,35 @@ class SpatialEncoder:
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
     @torch.inference_mode()
-    def encode(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Vectors [batch, dim] of frame crops [batch, height, width, channel], uint8 RGB; at most `batch_size`.
+    def encode(self, crops: npt.NDArray[np.uint8]) -> Tensor:
+        """Vectors [crop, dim], float32 on the device, of the crops [crop, height, width, channel] of one clip.
 
-        A smaller batch is filled up with black pictures: a pass always has the same shape, so that the vector of a
-        crop does not depend on how many others came with it.
+        Crops are uint8 RGB. They go through the model in passes of equal size, at most `batch_size`, and never together
+        with those of another clip: matrix products round differently at different places of a batch, so that otherwise
+        the features of a clip would depend, in their last bits, on its neighbours.
         """
-        count, full = len(crops), self.backbone.batch_size
-        if count > full:
-            raise ValueError(f"{count} crops are more than the batch size {full}")
+        size = pass_size(len(crops), self.backbone.batch_size)
         pixels = torch.from_numpy(crops)
-        if count < full:
-            pixels = torch.cat([pixels, pixels.new_zeros(full - count, *pixels.shape[1:])])
-        with self._autocast():
-            vectors = class_tokens(self.model, self._normalised(pixels))
-        return vectors[:count].float().cpu().numpy()
+        with autocast(self.device, self.backbone.precision):
+            passes = [class_tokens(self.model, self._normalised(part)) for part in _parts(pixels, size)]
+        return torch.cat(passes)[: len(crops)].float()
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         """Model input [batch, channel, height, width] of uint8 pixels [batch, height, width, channel]."""
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         return images.to(torch.float32).mul_(self._scale).add_(self._shift)
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.backbone.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, PRECISIONS[self.backbone.precision])
+
+def pass_size(count: int, batch_size: int) -> int:
+    """Crops per pass when `count` of them go through in as few equal passes as `batch_size` allows."""
+    return -(-count // -(-count // batch_size))
+
+
+def _parts(pixels: Tensor, size: int) -> Iterator[Tensor]:
+    """Equal parts of `size` crops; the last is filled up with black ones."""
+    for part in pixels.split(size):
+        missing = size - len(part)
+        yield torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
 
 
 def class_tokens(model: nn.Module, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from vivit.pipeline.errors import DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import CacheSettings, ClipRecord, FeatureCache
@@ -45,7 +46,7 @@ class ExtractConfig:
     precision: str = "auto"
     """Arithmetic of the encoder: auto, float32, bfloat16 or float16."""
     batch_size: int = 32
-    """Frame crops in each forward pass."""
+    """Most frame crops in one forward pass."""
     block_size: int = 64
     """Clips that are computed, committed and lost together."""
     codec: str = "none"
@@ -101,6 +102,11 @@ def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
         precision=config.precision,
         batch_size=config.batch_size,
     )
+    return extract_with(encoder, config, manifest)
+
+
+def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
+    """`extract` with an encoder that is loaded already."""
     cache = FeatureCache.create_or_open(config.cache, manifest, settings_of(config, manifest, encoder))
     with cache.lock():
         cache = FeatureCache.open(
@@ -214,9 +220,7 @@ class _Run:
         self, split: str, block: int, clips: list[Clip], crops: Iterator[ClipCrops], progress: Progress
     ) -> None:
         before = vars(self._seconds).copy()
-        _, views, times, dim = self._cache.shape(split)
-        features = np.zeros((len(clips), views, times, dim), np.float32)
-        batches = _Batches(self._encoder, features)
+        vectors = _Vectors(self._encoder, (len(clips), *self._cache.shape(split)[1:]))
         records = []
         for row in range(len(clips)):
             mark = time.perf_counter()
@@ -224,12 +228,12 @@ class _Run:
             self._seconds.decode += time.perf_counter() - mark
             mark = time.perf_counter()
             if item.crops is not None:
-                batches.add(row, item.crops)
+                vectors.add(row, item.crops)
             self._seconds.encode += time.perf_counter() - mark
             records.append(_record(item))
             self._count(item, progress)
         mark = time.perf_counter()
-        batches.flush()
+        features = vectors.features()
         self._seconds.encode += time.perf_counter() - mark
         mark = time.perf_counter()
         halves = _to_float16(features, records)
@@ -279,34 +283,24 @@ class _Run:
         )
 
 
-class _Batches:
-    """Fills batches of a fixed size across the clips of a block, and puts the vectors where they belong."""
+class _Vectors:
+    """The encoder's output for one block, left on the device until all of it has been asked for."""
 
-    def __init__(self, encoder: SpatialEncoder, features: npt.NDArray[np.float32]) -> None:
-        """`features` [clip, view, time, dim] is filled in."""
-        self._encoder, self._features = encoder, features
-        size = encoder.crop_size
-        self._crops = np.empty((encoder.backbone.batch_size, size, size, 3), np.uint8)
-        self._places: list[npt.NDArray[np.float32]] = []
+    def __init__(self, encoder: SpatialEncoder, shape: tuple[int, int, int, int]) -> None:
+        """`shape`: (clip, view, time, dim)."""
+        self._encoder, self._shape = encoder, shape
+        self._vectors: dict[int, torch.Tensor] = {}
 
     def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
-        """Encode the crops [view, frame, height, width, channel] of one clip, as far as batches get full."""
-        for view, frames in enumerate(crops):
-            for at, crop in enumerate(frames):
-                self._crops[len(self._places)] = crop
-                self._places.append(self._features[row, view, at])
-                if len(self._places) == len(self._crops):
-                    self.flush()
+        """Encode the crops [view, frame, height, width, channel] of one clip."""
+        self._vectors[row] = self._encoder.encode(crops.reshape(-1, *crops.shape[2:]))
 
-    def flush(self) -> None:
-        """Encode what is waiting."""
-        if not self._places:
-            return
-        for place, vector in zip(
-            self._places, self._encoder.encode(self._crops[: len(self._places)]), strict=True
-        ):
-            place[:] = vector
-        self._places.clear()
+    def features(self) -> npt.NDArray[np.float32]:
+        """Features [clip, view, time, dim]; zeros for clips that were not added."""
+        features = np.zeros(self._shape, np.float32)
+        for row, vectors in self._vectors.items():
+            features[row] = vectors.cpu().numpy().reshape(self._shape[1:])
+        return features
 
 
 def _record(item: ClipCrops) -> ClipRecord:

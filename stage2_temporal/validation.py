@@ -1,0 +1,34 @@
+"""Which epoch is the best."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vivit.pipeline.manifest import UNKNOWN
+from vivit.stage2_temporal.metrics import action_in_top, share_of, top_k
+
+
+def validation_metrics(
+    logits: Mapping[str, npt.NDArray[np.float32]], labels: Mapping[str, npt.NDArray[np.int32]]
+) -> dict[str, float]:
+    """`top1/<head>`, `top1/action` where the heads are verb and noun, and `score`, which chooses the best epoch."""
+    top1 = {head: top_k(1, logits[head], labels[head]) for head in labels}
+    found = {f"top1/{head}": value for head, value in top1.items() if value is not None}
+    score = float(np.mean(list(found.values())))
+    if {"verb", "noun"} <= labels.keys():
+        verbs, nouns = labels["verb"], labels["noun"]
+        action = share_of(
+            action_in_top(1, logits["verb"], logits["noun"], verbs, nouns),
+            (verbs != UNKNOWN) & (nouns != UNKNOWN),
+        )
+        if action is not None:
+            found["top1/action"] = score = action
+    return found | {"score": score}
+
+
+def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of the epochs with the best score; the last epoch where none has a score."""
+    scored = [epoch for epoch in history if "score" in epoch]
+    return max(scored, key=lambda epoch: epoch["score"]) if scored else history[-1]

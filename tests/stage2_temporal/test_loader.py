@@ -1,0 +1,132 @@
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vivit.pipeline.feature_cache import FeatureCache
+from vivit.stage2_temporal import loader
+from vivit.stage2_temporal.loader import (
+    Batch,
+    Features,
+    TrainingBatches,
+    epoch_order,
+    epoch_views,
+    read_ahead,
+)
+
+CPU = torch.device("cpu")
+
+
+def _batches(cache: FeatureCache, *, budget: int | None = None, seed: int = 0) -> TrainingBatches:
+    rows = cache.usable_rows("train")
+    features = Features(cache, "train", rows, device=CPU, budget_bytes=budget)
+    labels = cache.manifest.labels("train")
+    return TrainingBatches(features, rows, labels, batch_size=4, seed=seed, device=CPU)
+
+
+def _stacked(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    made = list(batches)
+    return torch.cat([b.tokens for b in made]), torch.cat([b.labels["label"] for b in made])
+
+
+def _numbered(make_cache: Any, **options: Any) -> FeatureCache:
+    """Each feature is 100 * view + row, and the label the row modulo 3."""
+    rows, views = np.arange(21)[:, None, None, None], np.arange(3)[None, :, None, None]
+    features = np.broadcast_to(rows + 100 * views, (21, 3, 2, 4))
+    splits = {"train": (features, {"label": [row % 3 for row in range(21)]})}
+    cache: FeatureCache = make_cache(splits, classes={"label": 3}, **options)
+    return cache
+
+
+@pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
+def test_an_epoch_uses_each_clip_once_with_its_own_label(make_cache: Any, budget: int | None) -> None:
+    batches = _batches(_numbered(make_cache, failed={"train": [5, 8]}), budget=budget)
+    tokens, labels = _stacked(batches.epoch(0))
+    assert batches.steps_per_epoch == 5
+    assert tokens.shape == (19, 2, 4)
+    assert tokens.dtype == torch.float16
+    rows = tokens[:, 0, 0].long() % 100
+    assert sorted(rows.tolist()) == [row for row in range(21) if row not in (5, 8)]
+    assert torch.equal(labels, rows % 3)
+
+
+def test_features_come_from_the_same_views_wherever_they_are_kept(make_cache: Any) -> None:
+    cache = _numbered(make_cache, failed={"train": [0, 17]})
+    for epoch in range(3):
+        kept, read = (_stacked(_batches(cache, budget=budget).epoch(epoch)) for budget in (None, 0))
+        assert torch.equal(kept[0], read[0])
+        assert torch.equal(kept[1], read[1])
+
+
+def test_epochs_and_seeds_differ_and_repeat(make_cache: Any) -> None:
+    cache = _numbered(make_cache)
+    drawn = {(seed, e): _stacked(_batches(cache, seed=seed).epoch(e))[0] for seed in (0, 1) for e in (0, 1)}
+    assert torch.equal(drawn[0, 1], _stacked(_batches(cache).epoch(1))[0])
+    keys = list(drawn)
+    assert not any(torch.equal(drawn[a], drawn[b]) for i, a in enumerate(keys) for b in keys[:i])
+
+
+def test_an_epoch_can_be_entered_at_any_batch(make_cache: Any) -> None:
+    batches = _batches(_numbered(make_cache))
+    whole = [batch.tokens for batch in batches.epoch(2)]
+    assert all(torch.equal(a.tokens, b) for a, b in zip(batches.epoch(2, first=3), whole[3:], strict=True))
+
+
+def test_the_view_of_a_clip_does_not_depend_on_the_other_clips() -> None:
+    every, some = np.arange(50), np.array([3, 7, 41])
+    assert (epoch_views(0, 4, every, 50, 4)[some] == epoch_views(0, 4, some, 50, 4)).all()
+
+
+def test_views_and_order_are_uniform() -> None:
+    rows = np.arange(10)
+    views = np.concatenate([epoch_views(0, epoch, rows, 10, 4) for epoch in range(400)])
+    assert np.bincount(views, minlength=4) == pytest.approx(np.full(4, 1000), rel=0.1)
+    firsts = [epoch_order(0, epoch, rows, 10)[0] for epoch in range(1000)]
+    assert np.bincount(firsts, minlength=10) == pytest.approx(np.full(10, 100), rel=0.35)
+
+
+def test_all_views_are_read_in_order(make_cache: Any) -> None:
+    cache = _numbered(make_cache)
+    rows = cache.usable_rows("train")
+    for budget in (None, 0):
+        features = Features(cache, "train", rows, device=CPU, budget_bytes=budget)
+        tokens = features.first_views(np.array([9, 2]), 2)
+        assert tokens[..., 0, 0].tolist() == [[9, 109], [2, 102]]
+
+
+@pytest.mark.parametrize(
+    ("budget", "free", "expected"),
+    [(None, 10_000, "memory"), (None, 1_500, "disk"), (1_007, 10_000, "disk"), (1_008, 10_000, "memory")],
+)
+def test_features_stay_in_memory_within_the_budget(
+    make_cache: Any, monkeypatch: pytest.MonkeyPatch, budget: int | None, free: int, expected: str
+) -> None:
+    monkeypatch.setattr(loader, "available_memory_bytes", lambda: free)
+    cache = _numbered(make_cache)
+    features = Features(cache, "train", np.arange(21), device=CPU, budget_bytes=budget)
+    assert features.size_bytes == 21 * 3 * 2 * 4 * 2 == 1008
+    assert features.residency == expected
+
+
+def test_free_memory_is_a_number_of_bytes() -> None:
+    assert 2**24 < loader.available_memory_bytes() < 2**50
+
+
+def test_reading_ahead_keeps_order_stops_early_and_passes_errors() -> None:
+    assert list(read_ahead(lambda x: x * 2, list(range(20)))) == list(range(0, 40, 2))
+    made: list[int] = []
+
+    def make(item: int) -> int:
+        made.append(item)
+        return item
+
+    ahead = read_ahead(make, list(range(1000)))
+    assert next(ahead) == 0
+    ahead.close()  # type: ignore[attr-defined]
+    assert len(made) < 10
+    assert not any(thread.name.startswith("features") for thread in threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda x: 1 // x, [1, 0]))
