@@ -14,7 +14,7 @@ from vivit.pipeline.errors import EXIT_INTERRUPTED, EXIT_SOME_CLIPS_FAILED, Vivi
 if TYPE_CHECKING:
     from vivit.pipeline.manifest import Manifest
     from vivit.stage1_extract.extract import ExtractSummary
-    from vivit.stage2_temporal.evaluate import Evaluation
+    from vivit.stage2_temporal.evaluation import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -85,7 +85,7 @@ class ShardReader:
         """Fill `out` [row, time, dim] from chunks that lie one behind the other in the file."""
         offset, size = int(index[0, 0]), int(index[:, 1].sum())
         if self._codec == "none":
-            target = memoryview(out).cast("B")
+            target = out.data.cast("B")
             if size == len(target) and _read_into(descriptor, target, offset):
                 return
         else:

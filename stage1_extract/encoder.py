@@ -1,13 +1,13 @@
 """The frozen spatial encoder: frame crops in, one vector for each out."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
-from timm.layers import Attention, LayerScale
+from timm.data.config import resolve_model_data_config
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,12 +36,12 @@ class SpatialEncoder:
         self.device = resolve_device(device)
         precision = resolve_precision(precision, self.device)
         model, source = load_backbone(name, weights=weights, crop_size=crop_size)
-        config: dict[str, Any] = timm.data.resolve_model_data_config(model)
+        config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         self.backbone = Backbone(
             name=timm_id(name),
             weights=source,
             weights_sha256=weights_sha256(model),
-            embed_dim=int(model.num_features),
+            embed_dim=cast(int, model.num_features),
             pooling=str(getattr(model, "global_pool", "model")),
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
@@ -82,7 +82,7 @@ def pass_size(count: int, batch_size: int) -> int:
 
 def _parts(pixels: Tensor, size: int) -> Iterator[Tensor]:
     """Equal parts of `size` crops; the last is filled up with black ones."""
-    for part in pixels.split(size):
+    for part in torch.split(pixels, size):
         missing = size - len(part)
         yield torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
 
@@ -95,11 +95,12 @@ def class_tokens(model: nn.Module, images: Tensor) -> Tensor:
     """
     if not has_class_token_path(model):
         return model(images)  # type: ignore[no-any-return]
-    tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    *blocks, last = model.blocks
+    vit: Any = model
+    tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+    *blocks, last = vit.blocks
     for block in blocks:
         tokens = block(tokens)
-    return model.forward_head(model.norm(_last_block(last, tokens)), pre_logits=True)  # type: ignore[no-any-return]
+    return vit.forward_head(vit.norm(_last_block(last, tokens)), pre_logits=True)  # type: ignore[no-any-return]
 
 
 def has_class_token_path(model: nn.Module) -> bool:
@@ -114,16 +115,15 @@ def has_class_token_path(model: nn.Module) -> bool:
     )
 
 
-def _last_block(block: Block, tokens: Tensor) -> Tensor:
-    """The class token [batch, 1, dim] after `block`, of all tokens [batch, token, dim] before it."""
+def _last_block(block: Any, tokens: Tensor) -> Tensor:
+    """The class token [batch, 1, dim] after a timm `Block`, of all tokens [batch, token, dim] before it."""
     first = tokens[:, :1]
-    normed = block.norm1(tokens)
-    first = first + _scaled(block.ls1, _class_attention(block.attn, normed))
-    return first + _scaled(block.ls2, block.mlp(block.norm2(first)))
+    first = first + block.ls1(_class_attention(block.attn, block.norm1(tokens)))
+    return first + block.ls2(block.mlp(block.norm2(first)))  # type: ignore[no-any-return]
 
 
-def _class_attention(attention: Attention, tokens: Tensor) -> Tensor:
-    """Attention output [batch, 1, dim] for the first of the tokens [batch, token, dim]."""
+def _class_attention(attention: Any, tokens: Tensor) -> Tensor:
+    """Output [batch, 1, dim] of a timm `Attention` for the first of the tokens [batch, token, dim]."""
     batch, count, _ = tokens.shape
     width = attention.attn_dim
     weight, bias = attention.qkv.weight, attention.qkv.bias
@@ -136,8 +136,3 @@ def _class_attention(attention: Attention, tokens: Tensor) -> Tensor:
     if attention.gate is not None:
         mixed = mixed * attention.gate(tokens[:, :1]).sigmoid()
     return attention.proj(mixed)  # type: ignore[no-any-return]
-
-
-def _scaled(scale: LayerScale | nn.Identity, residual: Tensor) -> Tensor:
-    # LayerScale may be in place; `residual` is always a fresh tensor here
-    return scale(residual)  # type: ignore[no-any-return]

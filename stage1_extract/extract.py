@@ -249,15 +249,16 @@ class _Run:
             self._crops += item.crops.shape[0] * item.crops.shape[1]
         else:
             self._failed += 1
-            logger.warning("%s: %s (%s)", item.clip.clip_id, item.result.outcome, item.result.message)
+            logger.debug("%s: %s (%s)", item.clip.clip_id, item.result.outcome, item.result.message)
         limit = self._config.max_failures
         if limit is not None and self._failed > limit:
             raise DataError(
                 f"more than {limit} clips have no features (the last: {item.clip.clip_id}, {item.result.outcome}: "
                 f"{item.result.message}). Committed blocks stay; raise --max-failures to go on"
             )
-        elapsed = time.perf_counter() - self._started
-        progress.advance(1, f"{self._crops / elapsed:.1f} crops/s, {self._seconds}")
+        rate = self._crops / (time.perf_counter() - self._started)
+        failed = f", {self._failed} failed" if self._failed else ""
+        progress.advance(1, f"{rate:.1f} crops/s, {self._seconds}{failed}")
 
     def summary(self) -> ExtractSummary:
         """What was done; DataError where the cache holds no features at all."""

@@ -1,0 +1,194 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from vivit import cli
+
+SMALL = [
+    "--backbone", "vit_ti16", "--weights", "random", "--num-frames", "4", "--stride", "3", "--resize", "40",
+    "--crop-size", "32", "--test-clips", "2", "--test-crops", "1", "--device", "cpu", "--block-size", "4",
+]  # fmt: skip
+
+Vivit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def vivit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Vivit]:
+    """`vivit(*args)` as on the command line, with a fresh work folder: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("VIVIT_WORKDIR", str(tmp_path / "work"))
+    monkeypatch.setenv("COLUMNS", "120")
+    handler = signal.getsignal(signal.SIGTERM)
+    level = logging.getLogger("vivit").level
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vivit", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("vivit").setLevel(level)
+
+
+def commands() -> list[str]:
+    return sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = {"torch", "timm", "numpy", "ray", "zarr", "pyarrow", "av", "PIL"}
+    code = f"import sys, vivit.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_an_example(vivit: Vivit, command: str) -> None:
+    code, out, _ = vivit(command, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"vivit {command}" in out
+
+
+def test_the_whole_job_from_videos_to_accuracy(vivit: Vivit, video_folder: Path, tmp_path: Path) -> None:
+    code, out, err = vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL)
+    assert (code, err.count("Traceback")) == (0, 0)
+    assert "11 clips" in out
+    code, out, _ = vivit("train-temporal", "--epochs", "3", "--depth", "1", "--batch-size", "4")
+    assert code == 0
+    assert f"newest cache: {tmp_path / 'work/caches/folder-vit_ti16.zarr'}" in out
+    code, out, _ = vivit("evaluate")
+    assert code == 0
+    assert f"newest run: {tmp_path / 'work/runs'}" in out
+    assert "validation: 4 of 4 clips, 2 views (logits averaged)" in out
+    (written,) = (tmp_path / "work/runs").glob("*/evaluation/validation.json")
+    assert json.loads(written.read_text())["coverage"]["num_evaluated"] == 4
+
+
+def test_the_same_training_command_goes_on_in_the_same_run(
+    vivit: Vivit, video_folder: Path, tmp_path: Path
+) -> None:
+    vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL)
+    for _ in range(2):
+        assert vivit("train-temporal", "--epochs", "3", "--depth", "1")[0] == 0
+    assert len(list((tmp_path / "work/runs").iterdir())) == 1
+    vivit("train-temporal", "--epochs", "3", "--depth", "1", "--seed", "1")
+    assert len(list((tmp_path / "work/runs").iterdir())) == 2
+
+
+def test_failed_clips_give_exit_code_3_and_are_listed(
+    vivit: Vivit, video_folder: Path, tmp_path: Path
+) -> None:
+    rows = ["clip_id,split,video", "a,test,train/a/clip0.mp4", "b,test,gone.mp4"]
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    code, out, err = vivit("extract", "--manifest", tmp_path / "m.csv", "--data-root", video_folder, *SMALL)
+    assert code == 3
+    assert "missing: b (test)" in err
+    assert "2 clips" in out
+
+
+def test_prepare_lists_what_is_missing(vivit: Vivit, tmp_path: Path, shared: Callable[[str], Path]) -> None:
+    annotations = shared("annotations/epic-kitchens-100")
+    code, out, _ = vivit("prepare", "ek100", "--data-root", tmp_path, "--annotations", annotations)
+    assert code == 0
+    assert "9668" in out
+    assert "138 videos are missing" in out
+    assert (tmp_path / "work/manifests/ek100.parquet").exists()
+
+
+def bad_calls(video_folder: Path) -> dict[str, tuple[list[object], int, str]]:
+    """Case -> (arguments, exit code, what the error must say)."""
+    folder = ["extract", "--dataset", "folder", "--data-root", video_folder]
+    return {
+        "no data root": (["extract", "--dataset", "ek100"], 1, "Pass --data-root"),
+        "wrong data set": (["extract", "--dataset", "ek10"], 2, "did you mean ek100?"),
+        "no data set": (["extract"], 2, "pass either --dataset"),
+        "wrong backbone": ([*folder, *SMALL, "--backbone", "vit_s61"], 2, "did you mean vit_s16?"),
+        "no weights": ([*folder, *SMALL, "--weights", "none.pth"], 1, "weights none.pth do not exist"),
+        "bad view": ([*folder, *SMALL, "--crop-size", "99"], 2, "crop_size 99 does not fit in resize 40"),
+        "no cache": (["train-temporal"], 1, "run `vivit extract` first"),
+        "no run": (["evaluate"], 1, "run `vivit train-temporal` first"),
+        "cache that is none": (["train-temporal", "--cache", video_folder], 1, "not a feature cache"),
+        "run that is none": (["evaluate", "--run", video_folder], 1, "is not a run"),
+        "Ray": ([*folder, *SMALL, "--workers", "2"], 2, "only 0"),
+        "work folder below a file": (
+            [*folder, *SMALL, "--workdir", video_folder / "train/a/clip0.mp4"],
+            1,
+            "not a folder",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_calls(Path()))
+def test_a_mistake_is_one_error_with_the_remedy(
+    vivit: Vivit, video_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, wanted, text = bad_calls(video_folder)[case]
+    code, _, err = vivit(*arguments)
+    assert code == wanted, err
+    assert text in err
+    assert "Traceback" not in err
+    assert sum(line.startswith("error:") for line in err.splitlines()) == 1
+
+
+@pytest.fixture
+def extracted(vivit: Vivit, video_folder: Path, tmp_path: Path) -> Path:
+    vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL)
+    return tmp_path / "work/caches/folder-vit_ti16.zarr"
+
+
+def test_an_incomplete_cache_is_refused_until_told_otherwise(vivit: Vivit, extracted: Path) -> None:
+    (extracted / "ledger/train/000001.json").unlink()
+    code, _, err = vivit("train-temporal", "--epochs", "3")
+    assert code == 1
+    assert "train lacks 1 of 2 blocks" in err
+    assert vivit("train-temporal", "--epochs", "3", "--depth", "1", "--allow-partial")[0] == 0
+
+
+def test_other_settings_are_refused_with_the_difference(
+    vivit: Vivit, extracted: Path, video_folder: Path
+) -> None:
+    code, _, err = vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL, "--seed", "3")
+    assert code == 1
+    assert "seed: 3 asked for, 0 in the cache" in err
+
+
+def test_a_damaged_checkpoint_is_refused(vivit: Vivit, extracted: Path, tmp_path: Path) -> None:
+    vivit("train-temporal", "--epochs", "3", "--depth", "1")
+    (weights,) = (tmp_path / "work/runs").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-7])
+    code, _, err = vivit("evaluate")
+    assert code == 1
+    assert "model.safetensors" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_one_error(vivit: Vivit, video_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, err = vivit(
+        "extract",
+        "--dataset",
+        "folder",
+        "--data-root",
+        video_folder,
+        *SMALL,
+        "--workdir",
+        tmp_path / "locked/w",
+    )
+    assert code == 1
+    assert "no permission to write" in err
