@@ -14,21 +14,25 @@ from vivit.pipeline.feature_cache import Backbone, CacheSettings, ClipRecord, Fe
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
 
+CLASSES = 100
 
-def make_cache(path: Path, clips: int, views: int, codec: str) -> tuple[FeatureCache, float]:
-    """A full cache of ViT-L-sized tokens [clip, view, 16, 1024], and the seconds that its commits took."""
-    manifest = Manifest(
-        "bench", [Clip(clip_id=f"{i:06d}", split="train", video=f"{i:06d}.mp4") for i in range(clips)]
-    )
+
+def make_cache(path: Path, clips: int, views: int, codec: str, dim: int = 1024) -> tuple[FeatureCache, float]:
+    """A full cache of random tokens [clip, view, 16, dim], and the seconds that its commits took."""
+    rows = [
+        Clip(clip_id=f"{i:06d}", split="train", video=f"{i:06d}.mp4", labels={"action": i % CLASSES})
+        for i in range(clips)
+    ]
+    manifest = Manifest("bench", rows, heads={"action": [str(i) for i in range(CLASSES)]})
     settings = CacheSettings(
         dataset="bench", manifest_sha256=manifest.sha256, codec=codec, views=ViewSpec(num_frames=16, train_views=views),
-        backbone=Backbone(name="vit_l16", weights="none", weights_sha256="", embed_dim=1024),
+        backbone=Backbone(name="vit_l16", weights="none", weights_sha256="", embed_dim=dim),
     )  # fmt: skip
     cache = FeatureCache.create(path, manifest, settings)
     draw, seconds = np.random.default_rng(0), 0.0
     for block in range(cache.num_blocks("train")):
         start, stop = cache.rows("train", block)
-        features = draw.standard_normal((stop - start, views, 16, 1024), np.float32).astype(np.float16)
+        features = draw.standard_normal((stop - start, views, 16, dim), np.float32).astype(np.float16)
         records = [ClipRecord(clip_id=clip.clip_id, outcome="ok") for clip in manifest.clips[start:stop]]
         began = time.perf_counter()
         cache.commit("train", block, features, records)

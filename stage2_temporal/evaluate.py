@@ -82,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model, epoch = load_model(run)
     rows = cache.usable_rows(config.split)
     if not len(rows):
-        raise DataError(f"split {config.split!r} of {cache.path} has no usable clip; see `vivit inspect`")
+        raise DataError(f"split {config.split!r} of {cache.path} has no usable clip; the outcomes stand in its ledger")
     logits, num_views = _logits(config, cache, rows, model)
     labels = cache.manifest.labels(config.split)
     evaluation = Evaluation(

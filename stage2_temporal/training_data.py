@@ -101,7 +101,7 @@ def _validation(
 def _nothing_to_learn(cache: FeatureCache, split: str, labels: Labels) -> str:
     clips, usable = cache.shape(split)[0], cache.usable_rows(split)
     if not len(usable):
-        return f"split {split!r} of {cache.path} has no usable clip: all {clips} failed; see `vivit inspect`"
+        return f"split {split!r} of {cache.path} has no usable clip: all {clips} failed; the outcomes stand in its ledger"
     return (
         f"split {split!r} of {cache.path} has no labels: {len(usable)} of {clips} clips have features, "
         f"and none has a label of {', '.join(labels)}"
