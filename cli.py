@@ -12,6 +12,7 @@ import typer
 from vivit.pipeline.errors import EXIT_INTERRUPTED, EXIT_SOME_CLIPS_FAILED, VivitError
 
 if TYPE_CHECKING:
+    from vivit.end_to_end.demo import DemoResult
     from vivit.pipeline.manifest import Manifest
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage2_temporal.evaluation import Evaluation
@@ -120,7 +121,7 @@ def demo(
     """
     from vivit.end_to_end.demo import run_demo
 
-    print(run_demo(workdir / "demo", seed=seed, fresh=fresh))
+    _print_demo(run_demo(workdir / "demo", seed=seed, fresh=fresh), workdir / "demo")
 
 
 @app.command(
@@ -495,6 +496,21 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     if coverage.left_out:
         print("left out: " + ", ".join(f"{count} {outcome}" for outcome, count in coverage.left_out.items()))
     print(f"wrote {Path(evaluation.run) / 'evaluation' / evaluation.split}.json and .parquet")
+
+
+def _print_demo(result: "DemoResult", folder: Path) -> None:
+    clips = ", ".join(f"{count} {split} clips" for split, count in result.num_clips.items())
+    rows = [
+        ["chance", f"{result.chance:.1%}"],
+        ["average pooling of the same features", f"{result.average.scores['action'].top1:.1%}"],
+        ["best possible without the order of frames", f"{result.order_blind:.1%}"],
+        ["temporal transformer", f"{result.temporal.scores['action'].top1:.1%}"],
+    ]
+    covered = result.temporal.coverage
+    title = f"accuracy on {covered.num_evaluated} of {covered.num_clips} validation clips, {result.temporal.num_views} view"
+    _table(f"{title} ({clips})", ["", "top-1"], rows)
+    _table("time", ["stage", "seconds"], [[stage, f"{spent:.1f}"] for stage, spent in result.seconds.items()])
+    print(f"in all {sum(result.seconds.values()):.0f} s; videos, cache and runs are in {folder}")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ class CacheSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        backbone: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["backbone"].items()}
+        backbone: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values["backbone"].items()
+        }
         return cls(
             **{**values, "backbone": Backbone(**backbone), "views": ViewSpec.from_dict(values["views"])}
         )
