@@ -507,8 +507,10 @@ def _print_demo(result: "DemoResult", folder: Path) -> None:
         ["temporal transformer", f"{result.temporal.scores['action'].top1:.1%}"],
     ]
     covered = result.temporal.coverage
-    title = f"accuracy on {covered.num_evaluated} of {covered.num_clips} validation clips, {result.temporal.num_views} view"
-    _table(f"{title} ({clips})", ["", "top-1"], rows)
+    print(clips)
+    _table(
+        f"accuracy on {covered.num_evaluated} of {covered.num_clips} validation clips", ["", "top-1"], rows
+    )
     _table("time", ["stage", "seconds"], [[stage, f"{spent:.1f}"] for stage, spent in result.seconds.items()])
     print(f"in all {sum(result.seconds.values()):.0f} s; videos, cache and runs are in {folder}")
 

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,15 +67,10 @@ def run_demo(folder: Path, *, seed: int = 0, fresh: bool = False) -> DemoResult:
     timed("extract", lambda: extract(config, manifest))
     evaluations = {}
     for temporal in ("transformer", "mean"):
-        run = folder / "runs" / f"{temporal}-{seed}"
-        timed(
-            f"train ({temporal})",
-            lambda temporal=temporal, run=run: train(_training(cache, run, temporal, seed)),
-        )  # type: ignore[misc]
-        evaluations[temporal] = timed(
-            f"evaluate ({temporal})",
-            lambda run=run: evaluate(EvaluateConfig(run=run, cache=cache, device="cpu")),  # type: ignore[misc]
-        )
+        training = _training(cache, folder / "runs" / f"{temporal}-{seed}", temporal, seed)
+        timed(f"train ({temporal})", partial(train, training))
+        evaluating = EvaluateConfig(run=training.run, cache=cache, device="cpu")
+        evaluations[temporal] = timed(f"evaluate ({temporal})", partial(evaluate, evaluating))
     classes = len(manifest.heads["action"])
     return DemoResult(
         chance=1 / classes,

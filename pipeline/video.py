@@ -7,7 +7,7 @@ cannot be read is an outcome, never an exception. The rules (times, damage, colo
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def read_clips(
     *,
     timeout_sec: float = 120.0,
     stop: threading.Event | None = None,
-) -> Iterator[tuple[int, ClipResult]]:
+) -> Generator[tuple[int, ClipResult]]:
     """(position in `spans`, result) of each clip as it is finished, in one forward pass over the video.
 
     A clip's result and pictures depend on the file, its own span and its own plan, never on the other clips.
@@ -141,9 +141,11 @@ def _read(video: OpenVideo, clips: Sequence[ClipInWork]) -> Iterator[tuple[ClipI
 def _read_by_pts(video: OpenVideo, clips: Sequence[ClipInWork]) -> Iterator[tuple[ClipInWork, ClipResult]]:
     """First all clips by what the packets promise; then each clip that met damage or other frames again, alone."""
     scan = video.scan
-    ready, done = _plan(video, clips)
+    planned, done = _plan(video, clips)
     yield from done
-    again: list[ClipInWork] = []
+    # the packets of a file that was cut short promise more than can be decoded: what is left has to be counted
+    again = [clip for clip in planned if _reaches_beyond_a_cut(video, clip)]
+    ready = [clip for clip in planned if not _reaches_beyond_a_cut(video, clip)]
     if ready:
         forward = Pass(video, ready, scan.timeline)
         for clip, is_late in forward.run():
@@ -163,6 +165,10 @@ def _read_by_pts(video: OpenVideo, clips: Sequence[ClipInWork]) -> Iterator[tupl
             yield clip, result
     if unordered:
         yield from _read_counted(video, unordered)
+
+
+def _reaches_beyond_a_cut(video: OpenVideo, clip: ClipInWork) -> bool:
+    return video.is_truncated and clip.span.end - video.scan.timeline.end_sec > TIME_EPSILON_SEC
 
 
 def _reread_by_pts(video: OpenVideo, clip: ClipInWork) -> ClipResult | None:
@@ -281,4 +287,5 @@ def _why_no_frames(span: ClipSpan, timeline: Timeline) -> str:
         return "no frame can be decoded"
     if span.start >= timeline.end_sec:
         return f"the clip starts at {span.start:.3f} s, but the video ends at {timeline.end_sec:.3f} s"
-    return f"no frame can be decoded from {span.start:.3f} s to {span.end:.3f} s"
+    end = "the end" if span.end == math.inf else f"{span.end:.3f} s"
+    return f"no frame can be decoded from {span.start:.3f} s to {end}"

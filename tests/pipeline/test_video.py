@@ -355,6 +355,27 @@ def test_a_clip_that_wants_nothing_is_counted(long_video: Path) -> None:
     assert (result, pictures) == (ClipResult(Outcome.OK, "", 25), {})
 
 
+@pytest.mark.parametrize(
+    ("name", "fewest", "most"),
+    [
+        ("avi_cut60.avi", 93, 93),
+        ("faststart_cut60.mp4", 17, 19),
+        ("faststart_last_100_bytes_missing.mp4", 47, 49),
+        ("fragmented_cut60.mp4", 26, 28),
+        ("mkv_cut60.mkv", 25, 26),
+    ],
+)
+def test_a_cut_file_is_counted_whichever_frames_are_wanted(
+    shared: Callable[[str], Path], name: str, fewest: int, most: int
+) -> None:
+    path = shared("bad_videos") / name
+    sink = Sink(functools.partial(fixed, [0]))
+    [(_, result)] = read_clips(path, [ClipSpan()], [sink])
+    assert result.outcome is Outcome.PARTIAL
+    assert fewest <= result.num_frames <= most
+    assert list(sink.pictures) == [0]
+
+
 def test_a_truncated_file_is_whole_where_nothing_is_missing(long_video: Path, tmp_path: Path) -> None:
     if long_video.suffix == ".mp4":
         with av.open(str(long_video)) as whole:  # its index lies at the end: move it to the front
