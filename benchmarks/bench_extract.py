@@ -61,7 +61,9 @@ def bench(backbone: str, precision: str, options: argparse.Namespace, folder: Pa
     manifest = Manifest("bench", clips)
     bare, ours, limits = [], [], []
     for number in range(options.rounds):
-        bare.append(bare_rate(model, encoder.device, precision, options.crop_size, options.clips))
+        bare.append(
+            bare_rate(model, encoder.device, encoder.backbone.precision, options.crop_size, options.clips)
+        )
         config = ExtractConfig(
             cache=folder / f"{backbone}-{precision}-{number}.zarr", data_root=folder, views=views,
             decode_threads=options.decode_threads,
@@ -72,7 +74,7 @@ def bench(backbone: str, precision: str, options: argparse.Namespace, folder: Pa
     ratios = [a / b for a, b in zip(ours, bare, strict=True)]
     return [
         backbone,
-        precision,
+        encoder.backbone.precision,
         spread(bare, 1),
         spread(ours, 1),
         spread(ratios, 3),
@@ -83,7 +85,9 @@ def bench(backbone: str, precision: str, options: argparse.Namespace, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbones", nargs="+", default=["vit_s16", "vit_b16"])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--precisions", nargs="+", default=["auto"], help="auto is bfloat16 on a GPU, float32 on a CPU"
+    )
     parser.add_argument("--clips", type=int, default=4, help="clips of 32 frames per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--crop-size", type=int, default=224)

@@ -220,4 +220,5 @@ def _integer(draw: float, count: int) -> int:
 
 def _strided(start: int, spec: ViewSpec, num_frames: int) -> Frames:
     """start, start + stride, ...; a clip that is too short starts over."""
-    return np.asarray((start + spec.stride * np.arange(spec.num_frames)) % num_frames, np.int64)
+    frames: Frames = (start + spec.stride * np.arange(spec.num_frames)) % num_frames
+    return frames
