@@ -3,6 +3,7 @@
 `docs/cache-format.md` describes what lies on disk.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _SYNC_THREADS = 4
+_MANIFEST = "manifest.parquet"
+_NOT_COMPARED = ("dataset", "backbone.weights")
+"""Names that people may change: what they stand for is compared by its digest."""
 CODECS = ("none", "zstd")
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
 
@@ -117,11 +121,12 @@ class CacheSettings:
         )
 
     def differences(self, other: "CacheSettings") -> list[str]:
-        """`views.num_frames: 32 here, 16 there`, one entry for each value that differs."""
+        """`views.num_frames: 32 here, 16 there`, one entry for each value that decides bytes and differs."""
         here, there = _flat(self.to_dict()), _flat(other.to_dict())
+        compared = [key for key in here if key not in _NOT_COMPARED]
         return [
-            f"{key}: {here.get(key)} here, {there.get(key)} there"
-            for key in here
+            f"{key}: {here[key]} here, {there.get(key)} there"
+            for key in compared
             if here[key] != there.get(key)
         ]
 
@@ -179,19 +184,22 @@ class FeatureCache:
     @classmethod
     def create(cls, path: Path, manifest: Manifest, settings: CacheSettings) -> Self:
         """Make an empty cache: under another name first, so that it appears whole or not at all."""
+        if not path.name:
+            raise CacheError(f"{path} is no name for a cache: pass --cache NAME")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise CacheError(f"{path} exists and is not a feature cache: choose another --cache")
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with storage_errors(path):
+        with storage_errors(path), _removed_on_failure(partial):
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
             about = {
                 "format_version": FORMAT_VERSION,
                 "settings": settings.to_dict(),
-                "made_with": _made_with(),
+                "made_with": library_versions(),
             }
             group = zarr.create_group(partial, zarr_format=3, attributes={"vivit": about})
             for split in manifest.splits:
                 _create_array(group, split, len(manifest.of_split(split)), settings)
-            manifest.write(partial / "manifest.parquet")
+            manifest.write(partial / _MANIFEST)
             partial.rename(path)
         return cls(path, settings, manifest)
 
@@ -211,12 +219,28 @@ class FeatureCache:
             )
         return cache
 
+    def take_labels_of(self, manifest: Manifest) -> bool:
+        """Store `manifest`, which has the same clips, if its labels or other columns differ; whether they do."""
+        if manifest.to_table().equals(self.manifest.to_table(), check_metadata=True):
+            return False
+        manifest.write(self.path / _MANIFEST)
+        self.manifest = manifest
+        return True
+
     @classmethod
     def open(cls, path: Path, *, allow_partial: bool = False) -> Self:
         """Open for reading; IncompleteCacheError where blocks are missing, unless `allow_partial`."""
         about = _read_attributes(path)
-        settings = CacheSettings.from_dict(about["settings"])
-        cache = cls(path, settings, Manifest.read(path / "manifest.parquet"))
+        manifest_path = path / _MANIFEST
+        if not manifest_path.is_file():
+            raise CacheError(f"{path} has lost its {_MANIFEST}: extract again with another --cache")
+        manifest = Manifest.read(manifest_path)
+        settings = _parse_settings(path, about["settings"])
+        if manifest.sha256 != settings.manifest_sha256:
+            raise CacheError(
+                f"{manifest_path} does not hold the clips that the cache was made of: put the right one back"
+            )
+        cache = cls(path, settings, manifest)
         if not allow_partial and (missing := cache.missing()):
             raise IncompleteCacheError(
                 f"{path} is incomplete: {missing}. Run the same `vivit extract` command again to finish it, "
@@ -227,25 +251,31 @@ class FeatureCache:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the cache for writing; CacheError where another process does. A killed process holds nothing."""
-        with storage_errors(self.path), (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise CacheError(
-                    f"{self.path} is being written by another process ({file.read().strip() or 'unknown'}): "
-                    "wait for it, or choose another --cache"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+        with contextlib.ExitStack() as stack:
+            with storage_errors(self.path):
+                file = stack.enter_context((self.path / ".lock").open("a+"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    raise CacheError(
+                        f"{self.path} is being written by another process ({file.read().strip() or 'unknown'}): "
+                        "wait for it, or choose another --cache"
+                    ) from None
+                except OSError as error:
+                    logger.warning(
+                        "%s cannot be locked (%s): let one process at a time write it", self.path, error
+                    )
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
             yield
 
     # --- what is in it ---
 
     @property
     def identity(self) -> str:
-        """Digest of the settings: equal for caches that hold the same features."""
+        """Digest of the settings."""
         return hashlib.sha256(json.dumps(self.settings.to_dict(), sort_keys=True).encode()).hexdigest()
 
     @property
@@ -305,10 +335,6 @@ class FeatureCache:
         entries = [entry for split in self.splits for entry in self._entries[split].values()]
         return sum(shard["bytes"] for entry in entries for shard in entry.shards.values())
 
-    def block_about(self, split: str, block: int) -> dict[str, Any]:
-        """Timings and the like, as given to `commit`."""
-        return self._entries[split][block].about
-
     # --- reading and writing ---
 
     def read(
@@ -355,10 +381,17 @@ class FeatureCache:
             )
         if not np.isfinite(features).all():
             raise ValueError(f"block {block} of {split} has values that are not finite")
+        ledger = self._ledger(split) / f"{block:06d}.json"
         with storage_errors(self.path):
+            self._entries[split].pop(block, None)
+            if (
+                ledger.exists()
+            ):  # a block that is written anew must not count while it is half old and half new
+                ledger.unlink()
+                sync_folder(ledger.parent)
             shards = self._write_shards(split, block, features)
             entry = _Entry((start, stop), shards, list(records), dict(about or {}))
-            write_atomically(self._ledger(split) / f"{block:06d}.json", _entry_json(split, block, entry))
+            write_atomically(ledger, _entry_json(split, block, entry))
         self._entries[split][block] = entry
 
     def _write_shards(
@@ -421,8 +454,25 @@ def _create_array(group: zarr.Group, split: str, clips: int, settings: CacheSett
     )
 
 
-def _made_with() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide bytes."""
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _parse_settings(path: Path, values: Mapping[str, Any]) -> CacheSettings:
+    try:
+        return CacheSettings.from_dict(values)
+    except TypeError as error:
+        raise CacheError(f"{path} was made by another version of vivit ({error}): extract again") from None
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:
@@ -434,7 +484,7 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         known = {f.name for f in fields(CacheSettings)}
         if found == FORMAT_VERSION and set(about["settings"]) == known:
             return about
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise CacheError(f"{path}/zarr.json does not describe a feature cache of vivit") from None
     raise CacheError(
         f"{path} has format version {found}; this vivit reads version {FORMAT_VERSION}: extract again"
@@ -456,6 +506,8 @@ def _entry_json(split: str, block: int, entry: _Entry) -> bytes:
 def _parse_entry(data: bytes) -> _Entry:
     values = json.loads(data)
     records = [ClipRecord(**clip) for clip in values["clips"]]
+    for record in records:
+        Outcome(record.outcome)  # an unknown one is a ValueError
     start, stop = values["rows"]
     return _Entry((start, stop), values["shards"], records, values["about"])
 

@@ -91,7 +91,10 @@ class ShardReader:
         else:
             data = bytearray(min(size, os.fstat(descriptor).st_size))
             if _read_into(descriptor, memoryview(data), offset):
-                Zstd().decode(bytes(data), out)
+                try:
+                    Zstd().decode(bytes(data), out)
+                except RuntimeError as error:
+                    raise CacheError(f"{path} is damaged ({error}); run `vivit extract` again") from error
                 return
         raise CacheError(
             f"{path} is damaged: its index points at bytes that are not there; run `vivit extract` again"

@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import av.error
 from av.packet import Packet
@@ -20,10 +21,23 @@ from vivit.pipeline.video_source import (
     open_container,
     open_source,
 )
-from vivit.pipeline.video_timeline import scan_packets
+from vivit.pipeline.video_timeline import Scan, scan_packets
 
 _SEEK_FROM_PACKETS = 64
 """A jump over fewer packets reads through them: cheaper than a seek."""
+
+
+_SCANS: dict[tuple[int, ...], tuple[Scan, bool]] = {}
+_SCANS_KEPT = 8
+
+
+def _file_key(file: BinaryIO) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None for bytes in memory."""
+    try:
+        about = os.fstat(file.fileno())
+    except OSError:  # io.UnsupportedOperation
+        return None
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 class OpenVideo:
@@ -37,9 +51,21 @@ class OpenVideo:
             self.container = open_container(self._file, is_known=self._is_known)
             cleanup.callback(self._close_container)
             self.stream = first_video_stream(self.container)
-            self.scan, is_readable = scan_packets(self.container, self.stream, limit)
+            self.scan, is_readable = self._scan()
             self.is_truncated = is_cut or not is_readable
             self._resources = cleanup.pop_all()
+
+    def _scan(self) -> tuple[Scan, bool]:
+        """The scan of this very file, remembered: the clips of a long video are read in several passes."""
+        key = _file_key(self._file)
+        if key is not None and (known := _SCANS.get(key)) is not None:
+            return known
+        result = scan_packets(self.container, self.stream, self.limit)
+        if key is not None:
+            _SCANS[key] = result
+            for old in list(_SCANS)[:-_SCANS_KEPT]:
+                _SCANS.pop(old, None)
+        return result
 
     def __enter__(self) -> Self:
         return self

@@ -203,7 +203,8 @@ def resample(times_sec: Times, fps: float | None) -> Frames:
         return np.arange(len(times_sec))
     length_sec = times_sec[-1] - times_sec[0] + float(np.median(np.diff(times_sec)))
     ticks = times_sec[0] + np.arange(max(1, round(length_sec * fps))) / fps
-    return np.maximum(np.searchsorted(times_sec, ticks + 1e-6, side="right") - 1, 0)
+    shown: Frames = np.maximum(np.searchsorted(times_sec, ticks + 1e-6, side="right") - 1, 0)
+    return shown
 
 
 def short_side_resized(height: int, width: int, resize: int) -> tuple[int, int]:

@@ -72,6 +72,11 @@ def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224)
             return _create(full, crop_size).eval(), f"random:{_RANDOM_SEED}"
     model = _create(full, crop_size)
     _load_file(model, full, Path(weights))
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(
+            f"{weights} holds values that are not finite, the first in {broken[0]}: fetch the file again"
+        )
     return model.eval(), f"file:{Path(weights).name}"
 
 
@@ -80,7 +85,7 @@ def weights_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

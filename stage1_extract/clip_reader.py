@@ -2,7 +2,6 @@
 
 import queue
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +17,7 @@ from PIL import Image
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
-from vivit.pipeline.views import Box, ViewSpec, span, views_of
+from vivit.pipeline.views import Box, ViewSpec, resample, span, views_of
 
 CLIPS_PER_JOB = 8
 """Clips of one video that one thread reads in one pass; a fixed rule, so that bytes do not depend on threads."""
@@ -45,8 +44,6 @@ class ClipCrops:
     result: ClipResult
     crops: npt.NDArray[np.uint8] | None
     """[view, frame, height, width, channel]; None where the outcome is not usable."""
-    decode_sec: float
-    """Seconds that a thread spent on it."""
 
 
 class ViewCutter:
@@ -57,13 +54,14 @@ class ViewCutter:
         self._views = views_of(settings.views, split=clip.split, seed=settings.seed, clip_id=clip.clip_id)
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._boxes: dict[tuple[int, int], list[Box]] = {}
-        self.crops: npt.NDArray[np.uint8] | None = None
+        self._crops: npt.NDArray[np.uint8] | None = None
+        self.num_shown = 0
+        """Frames that the views choose from: those of the clip, or the ticks of the target rate."""
 
     def plan(self, times_sec: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """The frames that the views want, each once."""
-        size = self._settings.views.crop_size
-        self.crops = np.zeros((len(self._views), self._settings.views.num_frames, size, size, 3), np.uint8)
-        self._places = {}
+        self._crops, self._places = None, {}
+        self.num_shown = len(resample(times_sec, self._settings.views.fps))
         for at, view in enumerate(self._views):
             for time_index, frame in enumerate(view.frames(times_sec).tolist()):
                 self._places.setdefault(frame, []).append((at, time_index))
@@ -71,14 +69,22 @@ class ViewCutter:
 
     def add(self, index: int, picture: npt.NDArray[np.uint8]) -> None:
         """Cut frame `index`, [height, width, 3] RGB, for every view that wants it."""
-        assert self.crops is not None
+        if self._crops is None:
+            spec = self._settings.views
+            shape = (len(self._views), spec.num_frames, spec.crop_size, spec.crop_size, 3)
+            self._crops = np.zeros(shape, np.uint8)
         image = Image.fromarray(picture)
         boxes = self._boxes_for(image.height, image.width)
         done: dict[int, npt.NDArray[np.uint8]] = {}
         for at, time_index in self._places[index]:
             if at not in done:
                 done[at] = boxes[at].crop(image, self._settings.views.crop_size, self._settings.interpolation)
-            self.crops[at, time_index] = done[at]
+            self._crops[at, time_index] = done[at]
+
+    def hand_over(self) -> npt.NDArray[np.uint8] | None:
+        """The crops [view, frame, height, width, channel], which are not kept here; None where no frame came."""
+        crops, self._crops = self._crops, None
+        return crops
 
     def _boxes_for(self, height: int, width: int) -> list[Box]:
         if (height, width) not in self._boxes:
@@ -94,24 +100,20 @@ def crop_clips(
     spans = [ClipSpan(clip.start_sec, clip.end_sec) for clip in clips]
     ready: dict[int, ClipCrops] = {}
     due = 0
-    started = time.perf_counter()
     with closing(read_clips(source, spans, cutters, timeout_sec=settings.timeout_sec, stop=stop)) as results:
         for at, result in results:
-            now = time.perf_counter()
-            ready[at] = _finished(clips[at], result, cutters[at], settings.views, now - started)
+            ready[at] = _finished(clips[at], result, cutters[at], settings.views)
             while due in ready:
                 yield ready.pop(due)
                 due += 1
-            started = time.perf_counter()
 
 
-def _finished(
-    clip: Clip, result: ClipResult, cutter: ViewCutter, views: ViewSpec, seconds: float
-) -> ClipCrops:
-    if result.outcome is Outcome.OK and result.num_frames < span(views):
-        message = f"{result.num_frames} frames, a view reaches over {span(views)}: views start over"
+def _finished(clip: Clip, result: ClipResult, cutter: ViewCutter, views: ViewSpec) -> ClipCrops:
+    if result.outcome is Outcome.OK and cutter.num_shown < span(views):
+        message = f"{cutter.num_shown} frames, a view reaches over {span(views)}: views start over"
         result = ClipResult(Outcome.SHORT, message, result.num_frames)
-    return ClipCrops(clip, result, cutter.crops if result.outcome.usable else None, seconds)
+    crops = cutter.hand_over()
+    return ClipCrops(clip, result, crops if result.outcome.usable else None)
 
 
 def jobs_of(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
@@ -169,11 +171,16 @@ class CropStream:
 
     def _work(self, job: _Job) -> None:
         """Decode one job into its queue; runs in a thread of the pool."""
+        source = self._data_root / job.clips[0].video
         try:
-            source = self._data_root / job.clips[0].video
+            count = 0
             for crops in crop_clips(source, job.clips, self._settings, stop=self._stop):
                 self._put(job, crops)
+                count += 1
+            if count < len(job.clips) and not self._stop.is_set():
+                raise RuntimeError(f"{count} of {len(job.clips)} clips came out")
         except BaseException as error:  # noqa: BLE001  # the consumer raises it
+            error.add_note(f"while reading {source}")
             self._put(job, error)
 
     def _put(self, job: _Job, item: ClipCrops | BaseException) -> None:

@@ -5,7 +5,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vivit.pipeline.errors import DataError, InterruptedRunError
-from vivit.pipeline.feature_cache import CacheSettings, ClipRecord, FeatureCache
-from vivit.pipeline.manifest import Clip, Manifest
+from vivit.pipeline.errors import ConfigError, DataError, InterruptedRunError
+from vivit.pipeline.feature_cache import CacheSettings, ClipRecord, FeatureCache, library_versions
+from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.progress import Progress
 from vivit.pipeline.views import ViewSpec
@@ -60,7 +61,23 @@ class ExtractConfig:
     max_failures: int | None = None
     """Stop when more clips than this have no features; None never stops."""
     retry_failed: bool = False
-    """Compute blocks again that hold clips without features."""
+    """Try the clips without features again; those that have them keep theirs."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("batch_size", 1),
+            ("block_size", 1),
+            ("decode_threads", 0),
+            ("decode_memory_mb", 0),
+        ):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if self.clip_timeout_sec <= 0:
+            raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.max_failures is not None and self.max_failures < 0:
+            raise ConfigError(f"max_failures must be at least 0, got {self.max_failures}")
 
 
 @dataclass(frozen=True)
@@ -94,15 +111,21 @@ def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
     has other settings, InterruptedRunError on Ctrl-C.
     """
     check_videos(manifest, config.data_root)
-    encoder = SpatialEncoder(
-        config.backbone,
-        weights=config.weights,
-        crop_size=config.views.crop_size,
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-    )
-    return extract_with(encoder, config, manifest)
+    try:
+        encoder = SpatialEncoder(
+            config.backbone,
+            weights=config.weights,
+            crop_size=config.views.crop_size,
+            device=config.device,
+            precision=config.precision,
+            batch_size=config.batch_size,
+        )
+        return extract_with(encoder, config, manifest)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"interrupted: what was committed to {config.cache} stays, the block in work was dropped. "
+            "Run the same command again to go on"
+        ) from None
 
 
 def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
@@ -112,6 +135,11 @@ def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manif
         cache = FeatureCache.open(
             config.cache, allow_partial=True
         )  # what another process committed before the lock
+        if cache.take_labels_of(manifest):
+            logger.info(
+                "%s: the clips are the same, their labels or other columns are new and were taken over",
+                cache.path,
+            )
         run = _Run(config, cache, encoder)
         run.work()
     return run.summary()
@@ -155,6 +183,13 @@ class _Seconds:
     encode: float = 0.0
     write: float = 0.0
 
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Add the time of a `with` block to one of the three."""
+        started = time.perf_counter()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - started)
+
     @property
     def shares(self) -> dict[str, float]:
         total = self.decode + self.encode + self.write
@@ -166,33 +201,46 @@ class _Seconds:
         return f"limited by {limit} ({shares[limit]:.0%} of the time)"
 
 
+@dataclass(frozen=True)
+class _Work:
+    """One block to compute, and the rows of the split that have to be read for it."""
+
+    split: str
+    block: int
+    rows: list[int]
+
+
 class _Run:
     """One run over the missing blocks of a cache."""
 
     def __init__(self, config: ExtractConfig, cache: FeatureCache, encoder: SpatialEncoder) -> None:
         self._config, self._cache, self._encoder = config, cache, encoder
-        self._blocks = list(self._todo())
+        self._clips = {split: cache.manifest.of_split(split) for split in cache.splits}
+        self._todo = list(self._missing())
+        retried = sum(
+            len(work.rows) for work in self._todo if work.block not in cache.missing_blocks(work.split)
+        )
+        self._failed = (
+            sum(r is not None and not r.usable for split in cache.splits for r in cache.records(split))
+            - retried
+        )
         self._seconds = _Seconds()
         self._started = time.perf_counter()
-        self._done = self._crops = self._failed = 0
+        self._done = self._crops = 0
 
-    def _todo(self) -> Iterator[tuple[str, int]]:
+    def _missing(self) -> Iterator[_Work]:
         for split in self._cache.splits:
             missing = set(self._cache.missing_blocks(split))
             records = self._cache.records(split)
             for block in range(self._cache.num_blocks(split)):
-                start, stop = self._cache.rows(split, block)
-                failed = any(record is not None and not record.usable for record in records[start:stop])
-                if block in missing or (self._config.retry_failed and failed):
-                    yield split, block
+                rows = list(range(*self._cache.rows(split, block)))
+                if block not in missing:
+                    rows = [row for row in rows if (r := records[row]) is not None and not r.usable]
+                if block in missing or (rows and self._config.retry_failed):
+                    yield _Work(split, block, rows)
 
     def work(self) -> None:
         """Compute and commit every missing block, in order."""
-        clips = {split: self._cache.manifest.of_split(split) for split in self._cache.splits}
-        todo = [
-            (split, block, clips[split][slice(*self._cache.rows(split, block))])
-            for split, block in self._blocks
-        ]
         settings = CropSettings(
             views=self._config.views,
             seed=self._config.seed,
@@ -201,64 +249,90 @@ class _Run:
         )
         threads = self._config.decode_threads or default_decode_threads(self._encoder.device.type)
         budget = self._config.decode_memory_mb << 20
-        total = sum(len(together) for _, _, together in todo)
         try:
             with (
                 CropStream(self._config.data_root, settings, threads=threads, budget_bytes=budget) as stream,
-                Progress("extract", total, "clips") as progress,
+                Progress("extract", sum(len(work.rows) for work in self._todo), "clips") as progress,
             ):
-                crops = stream.read(together for _, _, together in todo)
-                for split, block, together in todo:
-                    self._block(split, block, together, crops, progress)
+                crops = stream.read(
+                    [self._clips[work.split][row] for row in work.rows] for work in self._todo
+                )
+                for work in self._todo:
+                    self._block(work, crops, progress)
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 f"interrupted: {self._done} blocks were committed and the one in work was dropped. "
                 "Run the same command again to go on"
             ) from None
 
-    def _block(
-        self, split: str, block: int, clips: list[Clip], crops: Iterator[ClipCrops], progress: Progress
-    ) -> None:
-        before = vars(self._seconds).copy()
-        vectors = _Vectors(self._encoder, (len(clips), *self._cache.shape(split)[1:]))
-        records = []
-        for row in range(len(clips)):
-            mark = time.perf_counter()
-            item = next(crops)
-            self._seconds.decode += time.perf_counter() - mark
-            mark = time.perf_counter()
-            if item.crops is not None:
-                vectors.add(row, item.crops)
-            self._seconds.encode += time.perf_counter() - mark
-            records.append(_record(item))
+    def _block(self, work: _Work, crops: Iterator[ClipCrops], progress: Progress) -> None:
+        start, stop = self._cache.rows(work.split, work.block)
+        before = self._cache.records(work.split)[start:stop]
+        vectors = _Vectors(self._encoder, (stop - start, *self._cache.shape(work.split)[1:]))
+        records: dict[int, ClipRecord] = {
+            row: record for row, record in enumerate(before) if record is not None
+        }
+        spent = vars(self._seconds).copy()
+        for row in work.rows:
+            with self._seconds.of("decode"):
+                item = next(crops)
+            with self._seconds.of("encode"):
+                if item.crops is not None:
+                    vectors.add(row - start, item.crops)
+            records[row - start] = _record(item)
             self._count(item, progress)
-        mark = time.perf_counter()
-        features = vectors.features()
-        self._seconds.encode += time.perf_counter() - mark
-        mark = time.perf_counter()
-        halves = _to_float16(features, records)
-        seconds = {name: round(value - before[name], 3) for name, value in vars(self._seconds).items()}
-        self._cache.commit(
-            split, block, halves, records, {"seconds": seconds, "device": str(self._encoder.device)}
-        )
-        self._seconds.write += time.perf_counter() - mark
+        with self._seconds.of("encode"):
+            features = vectors.features()
+        with self._seconds.of("write"):
+            halves = self._to_float16(features, records)
+            if kept := [row for row in range(start, stop) if row not in set(work.rows)]:
+                halves[np.array(kept) - start] = self._cache.read(work.split, kept)
+            ordered = [records[row] for row in range(stop - start)]
+            self._cache.commit(work.split, work.block, halves, ordered, self._about(spent))
         self._done += 1
+
+    def _about(self, spent: dict[str, float]) -> dict[str, Any]:
+        """What is worth knowing about the making of a block: recorded, never compared."""
+        device = self._encoder.device
+        return {
+            "decode_sec": round(self._seconds.decode - spent["decode"], 3),
+            "encode_sec": round(self._seconds.encode - spent["encode"], 3),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch_threads": torch.get_num_threads(),
+            "versions": library_versions(),
+        }
 
     def _count(self, item: ClipCrops, progress: Progress) -> None:
         if item.crops is not None:
             self._crops += item.crops.shape[0] * item.crops.shape[1]
         else:
-            self._failed += 1
-            logger.debug("%s: %s (%s)", item.clip.clip_id, item.result.outcome, item.result.message)
-        limit = self._config.max_failures
-        if limit is not None and self._failed > limit:
-            raise DataError(
-                f"more than {limit} clips have no features (the last: {item.clip.clip_id}, {item.result.outcome}: "
-                f"{item.result.message}). Committed blocks stay; raise --max-failures to go on"
-            )
+            self._fail(_record(item))
         rate = self._crops / (time.perf_counter() - self._started)
         failed = f", {self._failed} failed" if self._failed else ""
         progress.advance(1, f"{rate:.1f} crops/s, {self._seconds}{failed}")
+
+    def _fail(self, record: ClipRecord) -> None:
+        """Count a clip without features; DataError when there are more than there may be."""
+        self._failed += 1
+        limit = self._config.max_failures
+        if limit is not None and self._failed > limit:
+            raise DataError(
+                f"more than {limit} clips have no features (the last: {record.clip_id}, {record.outcome}: "
+                f"{record.message}). Committed blocks stay; raise --max-failures to go on"
+            )
+
+    def _to_float16(
+        self, features: npt.NDArray[np.float32], records: dict[int, ClipRecord]
+    ) -> npt.NDArray[np.float16]:
+        """The features as they are stored; a clip with values beyond float16 loses them and is not finite."""
+        with np.errstate(over="ignore"):
+            halves = features.astype(np.float16)
+        for row in np.flatnonzero(~np.isfinite(halves).all(axis=(1, 2, 3))).tolist():
+            halves[row] = 0
+            message = "the encoder gave values that are not finite or beyond float16: try --precision float32"
+            records[row] = replace(records[row], outcome=Outcome.NOT_FINITE.value, message=message)
+            self._fail(records[row])
+        return halves
 
     def summary(self) -> ExtractSummary:
         """What was done; DataError where the cache holds no features at all."""
@@ -313,26 +387,9 @@ def _record(item: ClipCrops) -> ClipRecord:
     )
 
 
-def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) -> npt.NDArray[np.float16]:
-    """The features as they are stored; a clip with values beyond float16 loses them and is recorded as not finite."""
-    with np.errstate(over="ignore"):
-        halves = features.astype(np.float16)
-    for row in np.flatnonzero(~np.isfinite(halves).all(axis=(1, 2, 3))).tolist():
-        halves[row] = 0
-        record = records[row]
-        message = "the encoder gave values that are not finite or beyond float16: try --precision float32"
-        records[row] = ClipRecord(
-            clip_id=record.clip_id,
-            outcome=Outcome.NOT_FINITE.value,
-            message=message,
-            num_frames=record.num_frames,
-        )
-    return halves
-
-
 def default_decode_threads(device: str) -> int:
     """One thread per core beside a GPU; half of them where the encoder needs the cores itself."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores if device == "cuda" else cores // 2)
 
 

@@ -166,6 +166,43 @@ def test_a_damaged_index_is_noticed_by_the_reader(tmp_path: Path) -> None:
         cache.read("train", [5])
 
 
+def test_a_block_counts_as_missing_while_it_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
+    fill(cache)
+
+    def killed(self: FeatureCache, split: str, block: int, features: np.ndarray) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureCache, "_write_shards", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cache.commit("train", 1, np.zeros((4, 2, 3, 6), np.float16), records_of(cache, "train", 1))
+    assert FeatureCache.open(cache.path, allow_partial=True).missing_blocks("train") == [1]
+
+
+def test_a_manifest_of_other_clips_is_refused(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
+    other = Manifest("toy", [replace(clip, clip_id=f"x{clip.clip_id}") for clip in cache.manifest.clips])
+    other.write(cache.path / "manifest.parquet")
+    with pytest.raises(CacheError, match="does not hold the clips that the cache was made of"):
+        FeatureCache.open(cache.path, allow_partial=True)
+
+
+def test_a_folder_with_other_things_in_it_is_not_made_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with pytest.raises(CacheError, match="exists and is not a feature cache"):
+        FeatureCache.create(tmp_path / "mine", make_manifest(), make_settings())
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_renamed_weights_and_data_sets_are_the_same_cache(tmp_path: Path) -> None:
+    path = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings()).path
+    renamed = make_settings(dataset="copy", backbone=replace(BACKBONE, weights="file:other-name.pth"))
+    assert FeatureCache.create_or_open(path, make_manifest(), renamed).path == path
+
+
 def test_failed_clips_are_not_usable(tmp_path: Path) -> None:
     cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
     fill(cache)

@@ -217,6 +217,14 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         load_backbone("vit_ti16", weights=str(tmp_path / "resnet.safetensors"), crop_size=32)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
+    source.norm.weight.data[3] = float("nan")
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"not finite, the first in norm\.weight"):
+        load_backbone("vit_ti16", weights=str(tmp_path / "w.safetensors"), crop_size=32)
+
+
 def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -1,7 +1,9 @@
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +137,7 @@ def test_broken_clips_change_nothing_for_their_neighbours(
     assert sorted(cache.usable_rows("train").tolist()) == sorted(good)
 
 
-def test_failed_clips_can_be_tried_again(
+def test_failed_clips_can_be_tried_again_and_the_others_keep_their_features(
     video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "videos"
@@ -144,11 +146,49 @@ def test_failed_clips_can_be_tried_again(
         (root / clip.video).symlink_to(video_folder / clip.video)
     first = extract(config_for(root, tmp_path / "c.zarr"), manifest)
     assert first.outcomes["missing"] == 1
+    for clip in manifest.clips[1:]:
+        (root / clip.video).unlink()  # what has features is not needed again
     (root / manifest.clips[0].video).symlink_to(video_folder / manifest.clips[0].video)
     assert extract(config_for(root, tmp_path / "c.zarr"), manifest).blocks_done == 0
     again = extract(config_for(root, tmp_path / "c.zarr", retry_failed=True), manifest)
     assert (again.blocks_done, again.outcomes["missing"]) == (1, 0)
     assert files_of(tmp_path / "c.zarr") == files_of(finished)
+
+
+def test_new_labels_are_taken_over_without_new_features(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "c.zarr"
+    shutil.copytree(finished, cache)
+    relabelled = Manifest(
+        "folder", [replace(c, labels={"action": 0}) for c in manifest.clips], heads=manifest.heads
+    )
+    summary = extract(config_for(video_folder, cache), relabelled)
+    assert summary.blocks_done == 0
+    assert set(FeatureCache.open(cache).manifest.labels("train")["action"].tolist()) == {0}
+    assert files_of(cache) == files_of(finished)
+
+
+def test_with_a_target_rate_short_is_told_by_its_ticks(video_folder: Path, manifest: Manifest) -> None:
+    clip = manifest.of_split("train")[0]
+    for fps, outcome in ((None, "ok"), (5.0, "short")):
+        settings = CropSettings(views=replace(VIEWS, fps=fps), seed=0, interpolation="bicubic")
+        (item,) = crop_clips(video_folder / clip.video, [clip], settings)
+        assert item.result.outcome == outcome
+
+
+def test_finished_clips_do_not_wait_in_memory_for_their_job(video_folder: Path, manifest: Manifest) -> None:
+    video = manifest.of_split("train")[0].video
+    clips = [
+        Clip(clip_id=str(i), split="train", video=video, start_sec=i / 25, end_sec=(i + 4) / 25)
+        for i in range(8)
+    ]
+    settings = CropSettings(views=VIEWS, seed=0, interpolation="bicubic")
+    alive = []
+    for item in crop_clips(video_folder / video, clips, settings):
+        alive.append(weakref.ref(item.crops))
+        del item
+        assert sum(reference() is not None for reference in alive) <= 1
 
 
 def test_a_run_stops_at_the_failures_it_may_have_and_keeps_what_it_did(
@@ -287,13 +327,16 @@ def start(cache):
     finally:
         os._exit(0)
 
-began = time.perf_counter()
-os.waitpid(start(folder / "timed.zarr"), 0)
-whole_run = time.perf_counter() - began
+began, child = time.perf_counter(), start(folder / "timed.zarr")
+while not list((folder / "timed.zarr").glob("ledger/*/*.json")):
+    time.sleep(0.001)
+loading = time.perf_counter() - began
+os.waitpid(child, 0)
+whole = time.perf_counter() - began
 cache, draw, kills = folder / "killed.zarr", random.Random(0), 0
 while kills < kills_wanted:
     child = start(cache)
-    time.sleep(draw.uniform(0, whole_run))
+    time.sleep(draw.uniform(0.9 * loading, whole))  # most of a run this short is loading
     os.kill(child, signal.SIGKILL)
     kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     entries = sorted(cache.glob("ledger/*/*.json"))
