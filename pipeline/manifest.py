@@ -1,10 +1,13 @@
 """The manifest: one row per clip, sorted, with its labels, its sources and its class names."""
 
 import hashlib
+import io
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.errors import DataError
-from vivit.pipeline.workspace import storage_errors
+from vivit.pipeline.workspace import storage_errors, write_atomically
 
 SPLITS = ("train", "validation", "test")
 UNKNOWN = -1
@@ -25,6 +28,8 @@ _METADATA_KEY = b"vivit"
 _CORE = ("clip_id", "split", "video", "start_sec", "end_sec")
 _LABEL = "label/"
 _MAX_ROWS_NAMED = 20
+_MAX_UNNAMED_ID = 1_000_000
+"""Where no class list says how many classes there are, a larger id is a mistake, not a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,9 @@ class Manifest:
         problems = _problems(self.clips, self.heads)
         if problems:
             raise DataError(f"the manifest of {dataset} has {_listed(problems, 'bad row')}")
+        self._by_split: dict[str, list[Clip]] = {split: [] for split in SPLITS}
+        for clip in self.clips:
+            self._by_split[clip.split].append(clip)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -79,12 +87,11 @@ class Manifest:
     @property
     def splits(self) -> list[str]:
         """Splits that have clips, in the order train, validation, test."""
-        present = {clip.split for clip in self.clips}
-        return [split for split in SPLITS if split in present]
+        return [split for split, clips in self._by_split.items() if clips]
 
     def of_split(self, split: str) -> list[Clip]:
         """The clips of `split`, in row order."""
-        return [clip for clip in self.clips if clip.split == split]
+        return list(self._by_split.get(split, ()))
 
     def labels(self, split: str) -> dict[str, npt.NDArray[np.int32]]:
         """Class ids [clip] per head, -1 where unknown."""
@@ -94,7 +101,7 @@ class Manifest:
             for head in self.heads
         }
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of what decides the features of a split: ids, videos and times (not the labels)."""
         digest = hashlib.sha256()
@@ -106,7 +113,8 @@ class Manifest:
     def missing_videos(self, data_root: Path) -> list[str]:
         """Videos that are not below `data_root`, each once, in row order."""
         videos = dict.fromkeys(clip.video for clip in self.clips)
-        return [video for video in videos if not (data_root / video).exists()]
+        # Path.exists raises for a name that is too long; os.path.exists says False.
+        return [video for video in videos if not os.path.exists(data_root / video)]
 
     def to_table(self) -> pa.Table:
         """The manifest as Arrow: core columns, `label/<head>`, then the source's own columns."""
@@ -126,11 +134,10 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write Parquet, whole or not at all."""
+        parquet = io.BytesIO()
+        pa_parquet.write_table(self.to_table(), parquet)
         with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            pa_parquet.write_table(self.to_table(), partial)
-            partial.replace(path)
+            write_atomically(path, parquet.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -143,17 +150,17 @@ class Manifest:
             raise DataError(f"{path} does not exist: pass the path of a manifest (.parquet or .csv)")
         try:
             table = _read_csv(path) if path.suffix.lower() == ".csv" else pa_parquet.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
+            return cls.from_table(table, name=path.name, default_dataset=path.stem)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+        except (pa.ArrowException, KeyError, OSError) as error:
             raise DataError(f"{path} cannot be read as a manifest: {error}") from error
-        return cls.from_table(table, name=path.name, default_dataset=path.stem)
 
     @classmethod
     def from_table(cls, table: pa.Table, *, name: str, default_dataset: str) -> "Manifest":
         """The manifest in an Arrow table; `name` is used in error messages."""
-        missing = [column for column in ("clip_id", "split", "video") if column not in table.column_names]
-        if missing:
-            raise DataError(f"{name} lacks the column {missing[0]}: it has {', '.join(table.column_names)}")
-        about = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+        _check_columns(table.column_names, name)
+        about = _about(table, name)
         heads: dict[str, list[str]] = about.get("heads", {})
         labels = {
             column.removeprefix(_LABEL): _label_ids(table[column], column.removeprefix(_LABEL), heads, name)
@@ -162,61 +169,117 @@ class Manifest:
         }
         extra = [c for c in table.column_names if c not in _CORE and not c.startswith(_LABEL)]
         rows = table.select([c for c in _CORE if c in table.column_names] + extra).to_pylist()
-        clips = [
-            Clip(
-                clip_id=_text(row, "clip_id", name, at),
-                split=_text(row, "split", name, at),
-                video=_text(row, "video", name, at),
-                start_sec=_seconds(row, "start_sec", name, at),
-                end_sec=_seconds(row, "end_sec", name, at),
-                labels={head: ids[at] for head, ids in labels.items()},
-                source={column: row[column] for column in extra},
-            )
-            for at, row in enumerate(rows)
-        ]
+        clips: list[Clip] = []
+        problems: list[str] = []
+        for at, row in enumerate(rows):
+            try:
+                clip = Clip(
+                    clip_id=_text(row, "clip_id"),
+                    split=_text(row, "split"),
+                    video=_text(row, "video"),
+                    start_sec=_seconds(row, "start_sec"),
+                    end_sec=_seconds(row, "end_sec"),
+                    labels={head: _known(ids[at], head, heads) for head, ids in labels.items()},
+                    source={column: row[column] for column in extra},
+                )
+                clips.append(clip)
+            except DataError as error:
+                problems.append(f"row {at + 1}: {error}")
+        if problems:
+            raise DataError(f"{name} has {_listed(problems + _problems(clips, heads), 'bad row')}")
         return cls(about.get("dataset", default_dataset), clips, heads=heads, sources=about.get("sources"))
 
 
 def _read_csv(path: Path) -> pa.Table:
+    """The table of a CSV; only an empty field is null, so that a class may be called NA or nan."""
     text = {column: pa.string() for column in ("clip_id", "split", "video")}
-    return pa_csv.read_csv(
-        path, convert_options=pa_csv.ConvertOptions(column_types=text, strings_can_be_null=True)
-    )
+    options = pa_csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
+    table = pa_csv.read_csv(path, convert_options=options)
+    binary = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    if binary:
+        raise DataError(f"{path} is not UTF-8 text (column {binary[0]}): save it as UTF-8")
+    return table
 
 
-def _text(row: Mapping[str, Any], column: str, name: str, at: int) -> str:
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    missing = [column for column in ("clip_id", "split", "video") if column not in columns]
+    if missing:
+        raise DataError(f"{name} lacks the column {missing[0]}: it has {', '.join(columns)}")
+    repeated = [column for column, n in Counter(columns).items() if n > 1]
+    if repeated:
+        raise DataError(f"{name} has more than one column {repeated[0]}: rename or drop all but one")
+
+
+def _about(table: pa.Table, name: str) -> dict[str, Any]:
+    """What a manifest's own metadata says of dataset, heads and sources; empty where it has none."""
+    stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
+    try:
+        about = json.loads(stored)
+    except ValueError:
+        about = None
+    if not (
+        isinstance(about, dict)
+        and isinstance(about.get("dataset", ""), str)
+        and isinstance(about.get("heads", {}), dict)
+        and all(_is_texts(names) for names in about.get("heads", {}).values())
+        and isinstance(about.get("sources", {}), dict)
+        and _is_texts(list(about.get("sources", {}).values()))
+    ):
+        raise DataError(
+            f"{name}: its metadata {_METADATA_KEY.decode()!r} is damaged: make the manifest again"
+        )
+    return about
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value:
-        raise DataError(f"{name}, row {at + 1}: {column} is {value!r}; every row needs one")
+        raise DataError(f"{column} is {value!r}; every row needs one")
     return value
 
 
-def _seconds(row: Mapping[str, Any], column: str, name: str, at: int) -> float | None:
+def _seconds(row: Mapping[str, Any], column: str) -> float | None:
     value = row.get(column)
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError):
-        raise DataError(f"{name}, row {at + 1}: {column} is {value!r}, not a number of seconds") from None
+        raise DataError(f"{column} is {value!r}, not a number of seconds") from None
 
 
-def _label_ids(column: pa.ChunkedArray, head: str, heads: dict[str, list[str]], name: str) -> list[int]:
-    """Ids of a label column; names are looked up, and make the class list where there is none yet."""
+def _known(label: int | str, head: str, heads: Mapping[str, Sequence[str]]) -> int:
+    if isinstance(label, str):
+        raise DataError(f"label/{head} is {label!r}, which is not among its {len(heads[head])} classes")
+    return label
+
+
+def _label_ids(
+    column: pa.ChunkedArray, head: str, heads: dict[str, list[str]], name: str
+) -> Sequence[int | str]:
+    """Ids of a label column; names are looked up, and make the class list where there is none yet.
+
+    A name that is not in the class list comes back as it is.
+    """
     values = column.to_pylist()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         known = heads.setdefault(head, sorted({value for value in values if value is not None}))
         ids = {label: index for index, label in enumerate(known)}
-        unknown = sorted({v for v in values if v is not None and v not in ids})
-        if unknown:
-            raise DataError(
-                f"{name}: label/{head} holds {unknown[0]!r}, which is not among its {len(known)} classes"
-            )
-        return [UNKNOWN if value is None else ids[value] for value in values]
-    if not pa.types.is_integer(column.type):
+        return [UNKNOWN if value is None else ids.get(value, value) for value in values]
+    if not (pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         raise DataError(
             f"{name}: label/{head} holds {column.type} values: use class ids (integers) or class names"
         )
     numbers = [UNKNOWN if value is None else int(value) for value in values]
-    heads.setdefault(head, [str(index) for index in range(max(numbers, default=UNKNOWN) + 1)])
+    largest = max(numbers, default=UNKNOWN)
+    if head not in heads and largest > _MAX_UNNAMED_ID:
+        raise DataError(
+            f"{name}: label/{head} holds {largest}, but ids without class names end at {_MAX_UNNAMED_ID}: "
+            "number the classes from 0, or use class names"
+        )
+    heads.setdefault(head, [str(index) for index in range(largest + 1)])
     return numbers
 
 

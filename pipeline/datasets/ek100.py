@@ -5,6 +5,7 @@ Clips are cut by seconds: the frame numbers in the CSVs belong to the released J
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _VIDEO_FOLDERS = (
     "videos",
 )
 _KEPT = ("participant_id", "video_id", "start_frame", "stop_frame", "narration", "all_noun_classes")
+_NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp")
 
 
 def read_ek100(data_root: Path, annotations: Path | None = None) -> Manifest:
@@ -37,9 +39,9 @@ def read_ek100(data_root: Path, annotations: Path | None = None) -> Manifest:
     if not files:
         raise DataError(f"{folder} has none of {', '.join(_SPLIT_FILES.values())}")
     videos = _VideoFinder(data_root)
-    clips = [_clip(row, split, videos) for split, path in files.items() for row in _rows(path)]
+    clips = [_clip(row, split, videos) for split, path in files.items() for row in _rows(path, _NEEDED)]
     used = [*files.values(), *(folder / name for name in _CLASS_FILES.values())]
-    sources = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in used}
+    sources = {path.name: _sha256(path) for path in used}
     return Manifest("ek100", clips, heads=heads, sources=sources)
 
 
@@ -55,16 +57,36 @@ def _annotation_folder(data_root: Path, annotations: Path | None) -> Path:
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV that has at least `columns`; a cell that a short row lacks is empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            found, rows = list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise DataError(f"{path} lacks the column {missing[0]}: it has {', '.join(found) or 'none'}")
+    return rows
 
 
 def _classes(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path} is missing: it holds the names of the classes")
-    rows = sorted(_rows(path), key=lambda row: int(row["id"]))
-    return [row["key"] for row in rows]
+    rows = _rows(path, ("id", "key"))
+    try:
+        names = {int(row["id"]): row["key"] for row in rows}
+    except ValueError as error:
+        raise DataError(f"{path}: a class id is not a whole number ({error})") from error
+    if not rows or sorted(names) != list(range(len(rows))):
+        raise DataError(f"{path}: the class ids must be 0, 1, 2, ..., each once")
+    return [names[index] for index in range(len(names))]
 
 
 def _clip(row: dict[str, str], split: str, videos: "_VideoFinder") -> Clip:
@@ -80,8 +102,8 @@ def _clip(row: dict[str, str], split: str, videos: "_VideoFinder") -> Clip:
             labels=labels,
             source=source,
         )
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{_SPLIT_FILES[split]}, row {row.get('narration_id', '?')}: {error!r}") from error
+    except ValueError as error:
+        raise DataError(f"{_SPLIT_FILES[split]}, row {row['narration_id'] or '?'}: {error}") from error
 
 
 def seconds(timestamp: str) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -48,13 +49,14 @@ def read_folder(data_root: Path, annotations: Path | None = None) -> Manifest:
     """The manifest of a folder of videos; the clip id is the path without its suffix where that is unique.
 
     Where the top folders are called train, val/validation and test, they are the splits. Otherwise a hash of each
-    clip's id puts about a fifth of the clips into validation. Videos outside class folders have no label and are test.
+    clip's id puts about a fifth of the clips into validation. A video outside class folders has no label; one at the
+    top is a test clip.
     """
     if annotations is not None:
         raise DataError(
             "a folder of videos has no annotation files: drop --annotations, or pass --manifest FILE"
         )
-    videos = [PurePosixPath(path) for path in _videos(data_root)]
+    videos = list(_videos(data_root))
     if not videos:
         raise DataError(
             f"no videos in {data_root}: files whose names end in {', '.join(sorted(VIDEO_SUFFIXES))} count"
@@ -62,23 +64,46 @@ def read_folder(data_root: Path, annotations: Path | None = None) -> Manifest:
     splits = _named_splits(data_root, videos)
     ids = _clip_ids(videos)
     classes = sorted({name for video in videos if (name := _class_of(video, bool(splits)))})
+    class_ids = {name: index for index, name in enumerate(classes)}
     clips = []
     for video in videos:
         name = _class_of(video, bool(splits))
-        split = splits.get(video.parts[0]) if splits else (_hashed_split(ids[video]) if name else "test")
-        if split is not None:
-            labels = {HEAD: classes.index(name)} if name else {}
-            clips.append(Clip(clip_id=ids[video], split=split, video=str(video), labels=labels))
+        if len(video.parts) == 1:
+            split = "test"
+        else:
+            split = splits[video.parts[0]] if splits else _hashed_split(ids[video])
+        labels = {HEAD: class_ids[name]} if name else {}
+        clips.append(Clip(clip_id=ids[video], split=split, video=str(video), labels=labels))
     return Manifest("folder", clips, heads={HEAD: classes} if classes else {})
 
 
-def _videos(data_root: Path) -> Iterator[str]:
-    """Paths below the root of everything named like a video, sorted; hidden files and folders are left out."""
-    for folder, folders, files in os.walk(data_root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                yield (Path(folder) / name).relative_to(data_root).as_posix()
+def _videos(data_root: Path) -> Iterator[PurePosixPath]:
+    """Paths below the root of everything named like a video; hidden files and folders are left out."""
+    for name, folders, files in os.walk(data_root, onerror=_refuse_folder, followlinks=True):
+        folder = Path(name)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not _leads_back(folder / n))
+        for file in sorted(files):
+            if Path(file).suffix.lower() in VIDEO_SUFFIXES and not file.startswith("."):
+                yield _utf8((folder / file).relative_to(data_root))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(
+        f"the folder {error.filename} cannot be read ({error.strerror}): change its permissions or move it away"
+    ) from error
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether `folder` is a link to one of the folders on the way to it."""
+    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
+
+
+def _utf8(video: Path) -> PurePosixPath:
+    try:
+        video.as_posix().encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of the video {os.fsencode(video)!r} is not UTF-8: rename it") from None
+    return PurePosixPath(video.as_posix())
 
 
 def _named_splits(data_root: Path, videos: list[PurePosixPath]) -> dict[str, str]:
@@ -102,10 +127,9 @@ def _class_of(video: PurePosixPath, has_splits: bool) -> str | None:
 
 def _clip_ids(videos: list[PurePosixPath]) -> dict[PurePosixPath, str]:
     """Path without suffix, or with it where two videos differ in nothing else."""
-    stems: dict[str, int] = {}
-    for video in videos:
-        stems[str(video.with_suffix(""))] = stems.get(str(video.with_suffix("")), 0) + 1
-    return {v: str(v.with_suffix("")) if stems[str(v.with_suffix(""))] == 1 else str(v) for v in videos}
+    stems = {video: str(video.with_suffix("")) for video in videos}
+    uses = Counter(stems.values())
+    return {video: stem if uses[stem] == 1 else str(video) for video, stem in stems.items()}
 
 
 def _hashed_split(clip_id: str) -> str:

@@ -1,4 +1,6 @@
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,53 @@ def test_videos_outside_class_folders_are_an_unlabelled_test_split(tmp_path: Pat
     manifest, _ = read_dataset("folder", touch(tmp_path, "x y.mp4", "-b#.mp4", ".hidden.mp4"))
     assert [(c.clip_id, c.split) for c in manifest.clips] == [("-b#", "test"), ("x y", "test")]
     assert manifest.heads == {}
+
+
+def test_videos_beside_split_folders_are_unlabelled_test_clips(tmp_path: Path) -> None:
+    manifest, _ = read_dataset("folder", touch(tmp_path, "train/run/1.mp4", "train/2.mp4", "3.mp4"))
+    rows = {clip.clip_id: (clip.split, dict(clip.labels)) for clip in manifest.clips}
+    assert rows == {"train/run/1": ("train", {"action": 0}), "train/2": ("train", {}), "3": ("test", {})}
+
+
+def test_linked_class_folders_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "pool/walk/1.mp4", "root/run/2.mp4")
+    links = {
+        "walk": tmp_path / "pool/walk",
+        "run/up": tmp_path / "root",
+        "run/self": tmp_path / "root/run/self",
+        "run/away": tmp_path / "pool",
+    }
+    for name, target in links.items():
+        (tmp_path / "root" / name).symlink_to(target)
+    (tmp_path / "pool/back").symlink_to(tmp_path / "root/run")
+    manifest, _ = read_dataset("folder", tmp_path / "root")
+    assert {clip.video for clip in manifest.clips} == {"walk/1.mp4", "run/2.mp4", "run/away/walk/1.mp4"}
+
+
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "run/1.mp4", "walk/2.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("walk"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, whom no permission stops
+    with pytest.raises(DataError, match=r"the folder .*walk cannot be read \(Permission denied\)"):
+        read_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(b"caf\xe9.mp4", id="file"), pytest.param(b"\xe9/1.mp4", id="folder")]
+)
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, name: bytes) -> None:
+    try:
+        touch(tmp_path, os.fsdecode(name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(DataError, match=r"the name of the video b'.*\\xe9.*' is not UTF-8: rename it"):
+        read_dataset("folder", tmp_path)
 
 
 def test_videos_that_differ_only_in_their_suffix_keep_it_in_the_id(tmp_path: Path) -> None:
@@ -115,6 +164,38 @@ def test_ek100_without_annotations_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"EPIC_100_verb_classes.csv is not in .*annotations.*Pass --annotations"
     ):
+        read_dataset("ek100", tmp_path)
+
+
+CLASSES = b"id,key\n0,take\n1,put\n"
+TEST_ROWS = b"narration_id,participant_id,video_id,start_timestamp,stop_timestamp\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        pytest.param("verb_classes", b"id,key\n0,caf\xe9\n", "cannot be read as CSV in UTF-8", id="latin-1"),
+        pytest.param(
+            "verb_classes", b"id,name\n0,take\n", "lacks the column key: it has id, name", id="no-key"
+        ),
+        pytest.param("verb_classes", b"key\ntake\n", "lacks the column id", id="no-id"),
+        pytest.param("verb_classes", b"", "lacks the column id: it has none", id="empty"),
+        pytest.param("noun_classes", b"id,key\n0.5,a\n", "a class id is not a whole number", id="fraction"),
+        pytest.param("noun_classes", b"id,key\n1,a\n2,b\n", "must be 0, 1, 2, .*each once", id="from-1"),
+        pytest.param("noun_classes", b"id,key\n0,a\n0,b\n", "must be 0, 1, 2, .*each once", id="twice"),
+        pytest.param("noun_classes", b"id,key\n", "must be 0, 1, 2, .*each once", id="no-classes"),
+        pytest.param(
+            "test_timestamps", b"narration_id\n1\n", "lacks the column participant_id", id="columns"
+        ),
+        pytest.param("test_timestamps", TEST_ROWS + b"r1,P01,P01_1\n", "row r1: ", id="short-row"),
+        pytest.param("test_timestamps", TEST_ROWS + b"\xff,,,,\n", "CSV in UTF-8", id="rows-latin-1"),
+    ],
+)
+def test_a_bad_ek100_csv_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    files = {"verb_classes": CLASSES, "noun_classes": CLASSES, "test_timestamps": TEST_ROWS, name: data}
+    for stem, content in files.items():
+        (tmp_path / f"EPIC_100_{stem}.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"EPIC_100_{name}.csv.*{message}"):
         read_dataset("ek100", tmp_path)
 
 

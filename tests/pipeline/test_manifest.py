@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vivit.pipeline.errors import DataError
+from vivit.pipeline.errors import DataError, StorageError
 from vivit.pipeline.manifest import Clip, Manifest
 
 GOOD = Clip(clip_id="a", split="train", video="x.mp4", start_sec=1.0, end_sec=2.0, labels={"action": 1})
@@ -116,12 +117,118 @@ def test_a_csv_with_class_names_gets_ids_in_sorted_order(tmp_path: Path) -> None
         ),
         pytest.param("clip_id,split,video,label/x\n1,train,a.mp4,0.5\n", "use class ids", id="float-label"),
         pytest.param("clip_id,split,video\n1,train\n", "cannot be read as a manifest", id="ragged"),
+        pytest.param(
+            "clip_id,split,video,label/x\n1,train,a,3000000000\n",
+            "m.csv: label/x holds 3000000000, but ids without class names end at 1000000",
+            id="huge-label",
+        ),
+        pytest.param(
+            "clip_id,split,video,video\n1,train,a,b\n", "m.csv has more than one column video", id="repeated"
+        ),
+        pytest.param("clip_id,split,video,é\n1,train,a,b\n", "m.csv is not UTF-8", id="latin-1-header"),
+        pytest.param("clip_id,split,video\n1,train,é\n", "m.csv cannot be read.*UTF8", id="latin-1-video"),
+        pytest.param(
+            "clip_id,split,video,x\n1,train,a,é\n", r"m.csv is not UTF-8 text \(column x", id="latin-1-x"
+        ),
+        pytest.param("", "m.csv cannot be read as a manifest: Empty CSV file", id="empty"),
     ],
 )
 def test_a_bad_csv_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "m.csv").write_text(text)
+    (tmp_path / "m.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=message):
         Manifest.read(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "heads", "ids"),
+    [
+        pytest.param(["NA", "null", "nan"], {"x": ["NA", "nan", "null"]}, [0, 2, 1], id="names-like-null"),
+        pytest.param(["", "", ""], {"x": []}, [-1, -1, -1], id="all-unknown"),
+        pytest.param(["2", "", "0"], {"x": ["0", "1", "2"]}, [2, -1, 0], id="ids"),
+    ],
+)
+def test_only_an_empty_csv_field_is_null(
+    tmp_path: Path, labels: list[str], heads: dict[str, list[str]], ids: list[int]
+) -> None:
+    rows = "".join(f"{at},test,a.mp4,{label}\n" for at, label in enumerate(labels))
+    (tmp_path / "m.csv").write_text("clip_id,split,video,label/x\n" + rows)
+    manifest = Manifest.read(tmp_path / "m.csv")
+    assert (manifest.heads, manifest.labels("test")["x"].tolist()) == (heads, ids)
+
+
+def test_every_bad_row_of_a_file_is_named_whatever_is_wrong_with_it() -> None:
+    table = pa.table(
+        {
+            "clip_id": ["a", "", None, "d", "e", "f"],
+            "split": ["train", "train", "train", "train", "train", "val"],
+            "video": ["x.mp4"] * 6,
+            "start_sec": ["1", "1", "1", "soon", "1", "1"],
+            "label/action": ["run", "run", "run", "run", "fly", "run"],
+        }
+    )
+    about = vivit_metadata('{"heads": {"action": ["run"]}}')
+    with pytest.raises(DataError) as caught:
+        Manifest.from_table(table.replace_schema_metadata(about), name="m", default_dataset="m")
+    assert str(caught.value).splitlines() == [
+        "m has 5 bad rows:",
+        "  row 2: clip_id is ''; every row needs one",
+        "  row 3: clip_id is None; every row needs one",
+        "  row 4: start_sec is 'soon', not a number of seconds",
+        "  row 5: label/action is 'fly', which is not among its 1 classes",
+        "  f (val): split is 'val', not one of train, validation, test",
+    ]
+
+
+def test_at_most_20_bad_rows_of_a_file_are_shown() -> None:
+    table = pa.table({"clip_id": [""] * 30, "split": ["train"] * 30, "video": ["x.mp4"] * 30})
+    with pytest.raises(DataError, match=r"(?s)30 bad rows.*row 20: .*\.\.\. and 10 more"):
+        Manifest.from_table(table, name="m", default_dataset="m")
+
+
+def vivit_metadata(text: str) -> dict[bytes, bytes]:
+    return {b"vivit": text.encode()}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        pytest.param("{heads", id="not-json"),
+        pytest.param("[]", id="not-an-object"),
+        pytest.param('{"heads": ["action"]}', id="heads-a-list"),
+        pytest.param('{"heads": {"action": "run"}}', id="names-a-string"),
+        pytest.param('{"heads": {"action": [1, 2]}}', id="names-numbers"),
+        pytest.param('{"dataset": 3}', id="dataset-a-number"),
+        pytest.param('{"sources": {"a.csv": null}}', id="digest-null"),
+    ],
+)
+def test_damaged_metadata_is_refused(tmp_path: Path, about: str) -> None:
+    table = Manifest("d", [GOOD], heads=HEADS).to_table().replace_schema_metadata(vivit_metadata(about))
+    pa_parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=r"m.parquet: its metadata 'vivit' is damaged"):
+        Manifest.read(tmp_path / "m.parquet")
+
+
+def test_a_parquet_file_with_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    latin = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    table = pa.table({"clip_id": latin, "split": ["train"], "video": ["x.mp4"]})
+    pa_parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=r"m.parquet is not UTF-8 text"):
+        Manifest.read(tmp_path / "m.parquet")
+
+
+def test_a_write_that_fails_leaves_the_old_manifest_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.parquet"
+    Manifest("old", [GOOD], heads=HEADS).write(path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        Manifest("new", [GOOD], heads=HEADS).write(path)
+    assert (Manifest.read(path).dataset, list(tmp_path.iterdir())) == ("old", [path])
 
 
 def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
@@ -147,3 +254,26 @@ def test_missing_videos_are_listed_once(tmp_path: Path) -> None:
         for i, video in enumerate(["x.mp4", "y.mp4", "y.mp4"])
     ]
     assert Manifest("d", rows, heads=HEADS).missing_videos(tmp_path) == ["y.mp4"]
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        pytest.param("a\0b.mp4", id="zero-byte"),
+        pytest.param("n" * 300 + ".mp4", id="name-too-long"),
+        pytest.param("d/" * 4000 + "x.mp4", id="path-too-long"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_missing(tmp_path: Path, video: str) -> None:
+    rows = [dataclasses.replace(GOOD, video=video)]
+    assert Manifest("d", rows, heads=HEADS).missing_videos(tmp_path) == [video]
+
+
+def test_absolute_paths_and_parent_folders_are_allowed(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").touch()
+    rows = [
+        dataclasses.replace(GOOD, clip_id=video, video=video)
+        for video in (str(tmp_path / "x.mp4"), "../x.mp4", "../y.mp4")
+    ]
+    (tmp_path / "root").mkdir()
+    assert Manifest("d", rows, heads=HEADS).missing_videos(tmp_path / "root") == ["../y.mp4"]
