@@ -9,8 +9,6 @@ from pathlib import Path
 
 from vivit.pipeline.errors import CacheError, CheckpointError, ConfigError, StorageError
 
-DEFAULT_WORKDIR = "vivit-work"
-
 
 @dataclass(frozen=True)
 class Workspace:
@@ -39,19 +37,10 @@ class Workspace:
 
     def newest_run(self) -> Path:
         """The run that was written to last; raises CheckpointError when there is none."""
-        found = _by_age(self.runs, "config.json")
+        found = _by_age(self.runs, "config.json", "last/state.safetensors")
         if not found:
             raise CheckpointError(f"no run in {self.runs}: run `vivit train-temporal` first, or pass --run")
         return found[-1]
-
-    def next_run(self, stem: str) -> Path:
-        """A folder name `<stem>-<n>` that is not in use yet."""
-        taken = [
-            int(m[1])
-            for p in _children(self.runs)
-            if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
-        ]
-        return self.runs / f"{stem}-{max(taken, default=0) + 1}"
 
 
 def file_name(text: str) -> str:
@@ -63,10 +52,16 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _by_age(folder: Path, mark: str) -> list[Path]:
-    """Folders with a file `mark`, the one whose mark was written last at the end."""
-    marked = [p for p in _children(folder) if (p / mark).is_file()]
-    return sorted(marked, key=lambda p: ((p / mark).stat().st_mtime_ns, p.name))
+def _by_age(folder: Path, mark: str, *others: str) -> list[Path]:
+    """Folders with a file `mark`, the one where it or one of `others` was written last at the end."""
+
+    def written(path: Path) -> int:
+        files = [path / name for name in (mark, *others)]
+        return max(file.stat().st_mtime_ns for file in files if file.is_file())
+
+    # A name with a dot in front is a folder in the making, or what a killed process left of it.
+    marked = [p for p in _children(folder) if not p.name.startswith(".") and (p / mark).is_file()]
+    return sorted(marked, key=lambda p: (written(p), p.name))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("auto", "float32", "bfloat16")
+_WARMUP_EPOCHS = 2.5
 _NOT_IN_IDENTITY = ("cache", "run", "allow_partial", "device", "precision", "memory_budget_bytes")
 """Where things lie and run; the cache is known by its identity, and the precision once it is resolved."""
 
@@ -56,8 +57,11 @@ class TrainConfig:
     """Highest learning rate, after the warm-up."""
     weight_decay: float = 0.05
     """Weight decay of all matrices (not of biases, norms, positions and class token)."""
-    warmup_epochs: float = 2.5
-    """Epochs in which the learning rate rises from 0; then it falls to 0 along a cosine."""
+    warmup_epochs: float | None = None
+    """Epochs in which the learning rate rises from 0; then it falls to 0 along a cosine.
+
+    None is 2.5, or a tenth of the epochs where they are fewer than 25.
+    """
     label_smoothing: float = 0.1
     """Part of each target that is spread over all classes."""
     mixup: float = 0.0
@@ -91,7 +95,7 @@ class TrainConfig:
         for name in ("label_smoothing", "ema"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {value}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"warmup_epochs must be at least 0 and less than epochs ({self.epochs}), got {self.warmup_epochs}"
             )
@@ -102,6 +106,10 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise nearest(self.precision, list(PRECISIONS), "precision")
         self.model(dim=self.num_heads or 1, time=1, heads={"any": 1})  # refuses bad values of the model
+
+    @property
+    def resolved_warmup_epochs(self) -> float:
+        return min(_WARMUP_EPOCHS, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     def model(self, *, dim: int, time: int, heads: dict[str, int]) -> "ModelConfig":
         """The model for tokens [batch, time, dim] and `heads` (number of classes of each)."""
@@ -122,4 +130,5 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights, as JSON values; a run goes on only with equal ones."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
+        values = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
+        return values | {"warmup_epochs": self.resolved_warmup_epochs}

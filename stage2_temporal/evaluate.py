@@ -82,7 +82,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     model, epoch = load_model(run)
     rows = cache.usable_rows(config.split)
     if not len(rows):
-        raise DataError(f"split {config.split!r} of {cache.path} has no usable clip; the outcomes stand in its ledger")
+        raise DataError(
+            f"split {config.split!r} of {cache.path} has no usable clip; the outcomes stand in its ledger"
+        )
     logits, num_views = _logits(config, cache, rows, model)
     labels = cache.manifest.labels(config.split)
     evaluation = Evaluation(
@@ -105,12 +107,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def load_model(run: RunFolder) -> tuple[TemporalModel, int]:
     """The model that a run keeps, and the epoch that its weights are of."""
     tensors, metrics = run.load_model()
-    model = TemporalModel(ModelConfig.from_dict(run.read_config()["model"]))
+    try:
+        model = TemporalModel(ModelConfig.from_dict(run.read_config()["model"]))
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{run.config_path} does not describe a model ({error}): restore it, or train again with another --run"
+        ) from error
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{run.model_path} does not fit {run.config_path}: {error}") from error
-    return model, int(metrics["epoch"])
+        return model, int(metrics["epoch"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{run.model_path} does not fit {run.config_path} ({error}): restore both, or train again with another --run"
+        ) from error
 
 
 def check_fit(run_config: Mapping[str, Any], cache: FeatureCache, *, run: Path) -> None:

@@ -2,8 +2,23 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from vivit.pipeline.errors import InterruptedRunError
+
+
+@contextmanager
+def before_first_step() -> Iterator[None]:
+    """For work that has nothing to save: Ctrl-C ends it at once, as InterruptedRunError."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(
+            "interrupted before the first step; nothing was lost: run the same command again"
+        ) from error
 
 
 class StopRequest:

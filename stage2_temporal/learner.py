@@ -38,7 +38,7 @@ class Learner:
     ) -> None:
         self._config, self.device, self.precision = config, device, precision
         self.total_steps = config.epochs * steps_per_epoch
-        self._warmup_steps = config.warmup_epochs * steps_per_epoch
+        self._warmup_steps = config.resolved_warmup_epochs * steps_per_epoch
         torch.manual_seed(_seed(config.seed, 0, _INIT_STREAM))
         self.model = TemporalModel(model).to(device)
         self._optimizer = create_optimizer(self.model, config)

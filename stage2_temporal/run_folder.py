@@ -6,18 +6,25 @@ last/state.safetensors   model, optimizer, average, step and metrics so far: wha
 metrics.jsonl        one line per epoch
 tensorboard/         the same as curves
 evaluation/          scores and per-clip logits of each evaluated split
+.lock                held while a training writes here
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
+from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.workspace import storage_errors, write_atomically
@@ -29,7 +36,20 @@ logger = logging.getLogger(__name__)
 RUN_FORMAT = 1
 _COMPARED = ("training", "model", "heads", "data", "cache.settings")
 """Parts of the configuration that must be equal for a run to go on."""
+_REQUIRED: dict[str, type] = {
+    "training": dict,
+    "model": dict,
+    "heads": dict,
+    "data": dict,
+    "cache": dict,
+    "cache.path": str,
+    "cache.identity": str,
+    "cache.settings": dict,
+}
+"""Parts of the configuration that are read again, each after the one that holds it."""
 _MAX_VALUE_LENGTH = 80
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system answers that has no locks."""
 
 
 @dataclass
@@ -49,8 +69,20 @@ class TrainingState:
 def default_run_name(config: TrainConfig) -> str:
     """A name that the same command on the same cache gets again, so that it goes on where it stopped."""
     cache = FeatureCache.open(config.cache, allow_partial=True)
-    identity = json.dumps([cache.identity, config.identity()], sort_keys=True)
-    return f"{config.cache.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    precision = resolve_precision(config.precision, resolve_device(config.device))
+    # The cache's identity is about features; its labels may be exchanged, and then the run is another one.
+    identity = [cache.identity, _labels_digest(cache, config), config.identity(), precision]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{config.cache.stem}-{digest[:8]}"
+
+
+def _labels_digest(cache: FeatureCache, config: TrainConfig) -> str:
+    """Digest of the class names and of the labels of the splits that a training uses."""
+    digest = hashlib.sha256(json.dumps(cache.manifest.heads, sort_keys=True).encode())
+    for split in (config.train_split, config.validation_split):
+        for head, values in sorted(cache.manifest.labels(split).items() if split else ()):
+            digest.update(f"{split} {head}".encode() + values.astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 def cache_of(run: Path) -> Path:
@@ -90,7 +122,55 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.config_path} has format {found}; this vivit reads format {RUN_FORMAT}: train again"
             )
+        for part, kind in _REQUIRED.items():
+            value: Any = config
+            for name in part.split("."):
+                value = value.get(name)
+            if not isinstance(value, kind):
+                raise CheckpointError(
+                    f"{self.config_path} is damaged (it has no {part}): restore it, or train again with another --run"
+                )
         return config
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one training; CheckpointError where another does. A killed process holds nothing."""
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        with file:
+            with storage_errors(self.path):
+                if self._locked(file):
+                    self._clean()
+            yield
+
+    def _locked(self, file: IO[str]) -> bool:
+        """Lock the file, and write into it who holds it; False where the file system has no locks."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"{self.path} is being trained by another process ({file.read().strip() or 'unknown'}): "
+                "wait for it, or pass --run NAME to start another"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning(
+                "%s is on a file system without locks: do not train twice in it at a time", self.path
+            )
+            return False
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        return True
+
+    def _clean(self) -> None:
+        """Remove what a killed training had begun to write; an evaluation may be writing in its folder now."""
+        for folder in (self.path, self.state_path.parent):
+            for partial in folder.glob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def claim(self, config: Mapping[str, Any]) -> None:
         """Make the folder for `config`, or go on in one that was made for an equal one; else CheckpointError."""
@@ -120,7 +200,12 @@ class RunFolder:
             return None
         remedy = f"delete {self.state_path.parent} to train again from the start"
         tensors, about = read_tensors(self.state_path, remedy=remedy)
-        return tensors, TrainingState(**about)
+        try:
+            return tensors, TrainingState(**about)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{self.state_path} is not a training's state ({error}): {remedy}"
+            ) from error
 
     def save_model(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         write_tensors(self.model_path, tensors, about)

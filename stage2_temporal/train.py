@@ -4,7 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.progress import Progress
 from vivit.pipeline.workspace import storage_errors
 from vivit.stage2_temporal.config import TrainConfig
-from vivit.stage2_temporal.interruption import StopRequest
+from vivit.stage2_temporal.interruption import StopRequest, before_first_step
 from vivit.stage2_temporal.learner import Learner
 from vivit.stage2_temporal.run_folder import RUN_FORMAT, RunFolder, TrainingState
 from vivit.stage2_temporal.running_loss import RunningLoss, check_finite
@@ -59,19 +59,21 @@ class TrainResult:
 def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
     """Train until the last epoch; the same call goes on where an interrupted one stopped.
 
-    Raises InterruptedRunError, with the state saved, after SIGINT or SIGTERM.
+    Raises InterruptedRunError, with the state saved, after SIGINT or SIGTERM, and CheckpointError where another
+    process trains in the same folder.
     """
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    cache = FeatureCache.open(config.cache, allow_partial=config.allow_partial)
-    data = load_training_data(cache, config, device)
+    with before_first_step():
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        cache = FeatureCache.open(config.cache, allow_partial=config.allow_partial)
     run = RunFolder(config.run)
-    run.claim(_description(config, cache, data, precision))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model = config.model(**_model_shape(config, cache))
-        steps_per_epoch = data.batches.steps_per_epoch
-        learner = Learner(config, model, device=device, precision=precision, steps_per_epoch=steps_per_epoch)
-        state = _resume(run, learner)
+    with run.lock(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with before_first_step():
+            data = load_training_data(cache, config, device)
+            run.claim(_description(config, cache, data, precision))
+            model, steps = config.model(**_model_shape(config, cache)), data.batches.steps_per_epoch
+            learner = Learner(config, model, device=device, precision=precision, steps_per_epoch=steps)
+            state = _resume(run, learner)
         resumed_from = state.step
         if state.step < learner.total_steps:
             _train_epochs(config, learner, data, state, run, report)
@@ -119,7 +121,7 @@ def _train_epochs(
             metrics = _epoch_metrics(epoch, learner, data, state, config)
             metrics["seconds"] = round(spent_before + time.perf_counter() - started, 3)
             _finish_epoch(metrics, learner, state, run)
-            _draw(curves, metrics)
+            _draw(curves, metrics, run)
             if report is not None:
                 report(metrics)
 
@@ -198,7 +200,7 @@ def _description(
         "dataset": cache.manifest.dataset,
         "data": data.about,
         "cache": {
-            "path": str(cache.path),
+            "path": str(cache.path.resolve()),
             "identity": cache.identity,
             "settings": cache.settings.to_dict(),
         },
@@ -212,11 +214,17 @@ def _curves(run: RunFolder, state: TrainingState) -> Iterator[SummaryWriter]:
         writer = SummaryWriter(str(run.tensorboard), purge_step=len(state.history) + 1)
     try:
         yield writer
-    finally:
+    except BaseException:
+        with suppress(OSError):  # what ended the training matters more than the end of a curve
+            writer.close()
+        raise
+    with storage_errors(run.tensorboard):
         writer.close()
 
 
-def _draw(curves: SummaryWriter, metrics: Mapping[str, Any]) -> None:
-    for name, value in metrics.items():
-        if name != "epoch":
-            curves.add_scalar(name, value, metrics["epoch"])
+def _draw(curves: SummaryWriter, metrics: Mapping[str, Any], run: RunFolder) -> None:
+    """Add an epoch that is already saved. The writer has a thread: what it failed at is raised here or at its end."""
+    with storage_errors(run.tensorboard):
+        for name, value in metrics.items():
+            if name != "epoch":
+                curves.add_scalar(name, value, metrics["epoch"])

@@ -31,6 +31,16 @@ def test_bad_settings_are_refused_when_they_are_made(changes: dict[str, object],
         TrainConfig(cache=Path("c"), run=Path("r"), **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "warmup"), [(1, 0.1), (2, 0.2), (24, 2.4), (25, 2.5), (30, 2.5), (100, 2.5)]
+)
+def test_the_default_warm_up_fits_any_number_of_epochs(epochs: int, warmup: float) -> None:
+    config = TrainConfig(cache=Path("c"), run=Path("r"), epochs=epochs)
+    assert config.resolved_warmup_epochs == config.identity()["warmup_epochs"] == warmup
+    explicit = TrainConfig(cache=Path("c"), run=Path("r"), epochs=epochs, warmup_epochs=warmup)
+    assert explicit.identity() == config.identity()
+
+
 def test_bad_evaluation_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown average 'logit': did you mean logits"):
         EvaluateConfig(cache=Path("c"), run=Path("r"), average="logit")  # type: ignore[arg-type]

@@ -167,6 +167,38 @@ def test_damaged_or_missing_weights_are_an_error(cache: FeatureCache, run: Path,
         evaluate(EvaluateConfig(run=tmp_path / "nothing", cache=cache.path))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("cache", {"path": "c"}, r"config\.json is damaged \(it has no cache\.identity\)"),
+        ("heads", None, r"config\.json is damaged \(it has no heads\)"),
+        ("model", {}, r"config\.json does not describe a model"),
+        ("model", {"dim": 8, "time": 3, "heads": CLASSES}, r"model\.safetensors does not fit .*config\.json"),
+        ("model", {"dim": 8, "time": 3, "heads": ["verb"]}, r"does not describe a model"),
+        (
+            "model",
+            {"dim": 0, "time": 3, "heads": CLASSES},
+            r"does not describe a model \(dim must be at least 1",
+        ),
+    ],
+    ids=["key of cache", "heads", "no model", "other model", "heads without counts", "impossible model"],
+)
+def test_a_configuration_that_lacks_or_mistakes_something_is_an_error(
+    cache: FeatureCache, run: Path, part: str, value: Any, message: str
+) -> None:
+    path = RunFolder(run).config_path
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(CheckpointError, match=message):
+        evaluate(EvaluateConfig(run=run, cache=cache.path))
+
+
+def test_weights_without_their_epoch_are_an_error(cache: FeatureCache, run: Path) -> None:
+    folder = RunFolder(run)
+    folder.save_model(folder.load_model()[0], {})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit .*'epoch'"):
+        evaluate(EvaluateConfig(run=run, cache=cache.path))
+
+
 def test_a_split_that_is_not_there_or_failed_is_an_error(
     make_cache: Any, cache: FeatureCache, run: Path
 ) -> None:

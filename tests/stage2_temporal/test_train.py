@@ -1,3 +1,4 @@
+import errno
 import json
 import signal
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.learner import Learner
 from vivit.stage2_temporal.loader import Batch
-from vivit.stage2_temporal.run_folder import RunFolder
+from vivit.stage2_temporal.run_folder import RunFolder, cache_of, default_run_name
 from vivit.stage2_temporal.running_loss import DivergedError
 from vivit.stage2_temporal.tensor_file import read_tensors
 from vivit.stage2_temporal.train import TrainResult, train
+from vivit.stage2_temporal.validation import validation_metrics
 
 STEPS_PER_EPOCH = 3
 EPOCHS = 4
@@ -158,6 +160,56 @@ def test_a_second_ctrl_c_does_not_wait(config: MakeConfig, monkeypatch: pytest.M
         train(config())
 
 
+@pytest.mark.parametrize("where", ["load_training_data", "_resume"])
+def test_ctrl_c_before_the_first_step_loses_nothing_and_says_so(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"vivit.stage2_temporal.train.{where}", interrupted)
+        with pytest.raises(
+            InterruptedRunError, match="before the first step; nothing was lost: run the same"
+        ):
+            train(config("parts"))
+    train(config("parts"))
+    train(config("whole"))
+    _assert_equal(config("whole").run, config("parts").run)
+
+
+def test_two_trainings_in_one_folder_are_refused(config: MakeConfig) -> None:
+    run = RunFolder(config().run)
+    with (
+        run.lock(),
+        pytest.raises(CheckpointError, match=r"is being trained by another process \(pid \d+ on .*\): wait"),
+    ):
+        train(config())
+    assert train(config()).resumed_from == 0
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vivit.stage2_temporal.run_folder.fcntl.flock", refuse)
+    assert train(config()).steps == EPOCHS * STEPS_PER_EPOCH
+    assert "without locks" in caplog.text
+
+
+def test_what_a_killed_training_began_to_write_is_removed_and_nothing_else(config: MakeConfig) -> None:
+    run = train(config()).run
+    begun = [run / ".model.safetensors.1.partial", run / "last" / ".state.safetensors.1.partial"]
+    others = [run / "evaluation" / ".test.json.1.partial", run / "my.partial"]
+    for path in [*begun, *others]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    train(config())
+    assert [path.exists() for path in [*begun, *others]] == [False, False, True, True]
+
+
 def test_training_does_not_depend_on_where_features_are_kept_or_on_global_randomness(
     config: MakeConfig,
 ) -> None:
@@ -252,6 +304,36 @@ def test_a_copy_of_the_cache_is_the_same_cache(config: MakeConfig, toy_cache: Fe
     assert train(config(epochs=2, cache=moved)).resumed_from == 6
 
 
+def test_the_cache_of_a_run_is_found_from_any_folder(
+    config: MakeConfig, toy_cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy_cache.path.parent)
+    run = train(config(cache=Path(toy_cache.path.name))).run
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cache_of(run) == toy_cache.path.resolve()
+
+
+def test_the_default_name_is_the_same_until_something_that_decides_the_weights_changes(
+    config: MakeConfig, make_cache: Any
+) -> None:
+    features = np.zeros((4, 1, 2, 16), np.float16)
+
+    def name(folder: str, labels: list[int], classes: int = 2, **changes: Any) -> str:
+        splits = {"train": (features, {"label": labels}), "test": (features, {"label": labels[::-1]})}
+        cache = make_cache(splits, classes={"label": classes}, name=f"{folder}/toy.zarr")
+        return default_run_name(config(cache=cache.path, **changes))
+
+    assert name("a", [0, 1, 1, 1]) == name("b", [0, 1, 1, 1], precision="float32")
+    others = [
+        name("c", [0, 1, 1, 0]),
+        name("d", [0, 1, 1, 1], classes=3),
+        name("e", [0, 1, 1, 1], precision="bfloat16"),
+        name("f", [0, 1, 1, 1], seed=1),
+    ]
+    assert len({name("g", [0, 1, 1, 1]), *others}) == 5
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_state_is_an_error_that_names_file_and_remedy(config: MakeConfig, damage: str) -> None:
     path = RunFolder(train(config(epochs=2)).run).state_path
@@ -270,6 +352,12 @@ def test_a_damaged_configuration_is_an_error(config: MakeConfig) -> None:
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         train(config(epochs=2))
+    path.write_text('{"format": 1}')
+    for act in (lambda: train(config(epochs=2)), lambda: cache_of(config().run)):
+        with pytest.raises(
+            CheckpointError, match=r"config\.json is damaged \(it has no training\): restore it"
+        ):
+            act()
     path.unlink()
     with pytest.raises(CheckpointError, match=r"has weights but no config\.json"):
         train(config(epochs=2))
@@ -286,6 +374,34 @@ def test_a_full_disk_is_an_error_that_names_the_place(
         train(config())
     monkeypatch.setattr("vivit.stage2_temporal.tensor_file.write_atomically", workspace.write_atomically)
     assert train(config()).resumed_from == 0
+
+
+@pytest.mark.parametrize("method", ["add_scalar", "close"])
+def test_a_disk_that_is_full_for_the_curves_costs_nothing_that_is_saved(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(config("whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"vivit.stage2_temporal.train.SummaryWriter.{method}", full)
+        with pytest.raises(StorageError, match=r"the disk is full at .*tensorboard"):
+            train(config("parts"))
+    assert train(config("parts")).resumed_from == (STEPS_PER_EPOCH if method == "add_scalar" else 12)
+    _assert_equal(config("whole").run, config("parts").run)
+
+
+def test_a_full_disk_does_not_hide_an_interruption(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(writer: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vivit.stage2_temporal.train.SummaryWriter.close", full)
+    _at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(InterruptedRunError, match="stopped after step 2"):
+        train(config())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(config: MakeConfig, tmp_path: Path) -> None:
@@ -373,6 +489,19 @@ def test_verb_and_noun_choose_the_best_epoch_by_action(make_cache: Any, config: 
     cache = make_cache(splits, classes={"verb": 2, "noun": 3}, name="ek.zarr")
     history = train(config(cache=cache.path)).history
     assert all(epoch["score"] == epoch["top1/action"] <= epoch["top1/verb"] for epoch in history)
+
+
+def test_a_head_that_is_called_action_keeps_its_own_score() -> None:
+    right, wrong = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)[::-1]
+    labels = {head: np.array([0, 1], np.int32) for head in ("verb", "noun", "action")}
+    found = validation_metrics({"verb": right, "noun": right, "action": wrong}, labels)
+    assert found == {"top1/verb": 1.0, "top1/noun": 1.0, "top1/action": 0.0, "score": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_short_training_needs_no_other_warm_up(config: MakeConfig, epochs: int) -> None:
+    run = train(config(epochs=epochs, warmup_epochs=None)).run
+    assert RunFolder(run).read_config()["training"]["warmup_epochs"] == epochs / 10
 
 
 def test_an_unknown_device_is_refused(config: MakeConfig) -> None:
