@@ -43,10 +43,10 @@ class DemoResult:
     """Seconds per stage."""
 
 
-def run_demo(folder: Path, *, seed: int = 0, fresh: bool = False) -> DemoResult:
+def run_demo(folder: Path, *, seed: int = 0, fresh: bool = False, spec: DemoSpec | None = None) -> DemoResult:
     """Run or finish the demo in `folder`; what an earlier run with this seed left is used unless `fresh`.
 
-    Training runs in one thread: the model is so small that a second one costs more than it brings.
+    `spec` says how many clips there are (by default enough for a clear answer). Training runs in one thread: the model is so small that a second one costs more than it brings.
     """
     folder = folder / f"seed-{seed}"
     if fresh:
@@ -61,7 +61,7 @@ def run_demo(folder: Path, *, seed: int = 0, fresh: bool = False) -> DemoResult:
         seconds[stage] = time.perf_counter() - started
         return result
 
-    spec = DemoSpec(seed=seed)
+    spec = spec or DemoSpec(seed=seed)
     videos, cache = folder / "videos", folder / "caches" / "demo.zarr"
     with Progress("videos", len(demo_manifest(spec)), "clips") as progress:
         manifest = timed("generate videos", lambda: make_demo(videos, spec, progress))

@@ -38,7 +38,7 @@ def make_encoder_weights(
         return
     frames = training_frames(manifest.of_split("train"), videos, views, seed=seed)
     model = create_encoder(views.crop_size, seed=seed)
-    pretrain(model, frames, seed=seed)
+    pretrain(model, frames, steps=STEPS, seed=seed)
     with storage_errors(path):
         write_atomically(path, safetensors.torch.save(model.state_dict()))
 
@@ -66,7 +66,7 @@ def create_encoder(crop_size: int, *, seed: int = 0) -> nn.Module:
     return model
 
 
-def pretrain(model: nn.Module, frames: npt.NDArray[np.uint8], *, steps: int = STEPS, seed: int = 0) -> float:
+def pretrain(model: nn.Module, frames: npt.NDArray[np.uint8], *, steps: int, seed: int = 0) -> float:
     """Train `model` until a linear map of its class token gives a small copy of the frame; the loss of the last steps.
 
     `frames`: [frame, height, width, channel], uint8 RGB. No label is used. A model that knows only the mean sketch

@@ -1,7 +1,13 @@
 """Small real inputs that many tests share, and the one place that decides what is skipped."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does; read when torch is loaded
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "2"
+)  # in child processes too: bits may depend on the number of threads
 
 import av
 import numpy as np
@@ -9,10 +15,6 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-def pytest_configure() -> None:
-    torch.set_num_threads(2)  # machines with many cores would give the small models more overhead than work
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
