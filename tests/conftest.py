@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does; read when torch is loaded
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "2"
-)  # in child processes too: bits may depend on the number of threads
+# As the command line does; read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# In child processes too, since bits may depend on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import av
 import numpy as np
