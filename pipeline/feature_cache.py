@@ -28,7 +28,7 @@ from zarr.codecs import ZstdCodec
 from vivit.pipeline.errors import CacheError, ConfigError, IncompleteCacheError, StaleCacheError
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
-from vivit.pipeline.shard_reader import ShardReader
+from vivit.pipeline.shard_reader import ShardReader, aligned_empty
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomically
 
@@ -359,7 +359,7 @@ class FeatureCache:
             raise IncompleteCacheError(
                 f"blocks {unwritten[:5]} of {self.path}, split {split!r}, are not committed"
             )
-        out = np.empty((len(chosen), len(wanted), times, dim), np.float16)
+        out = aligned_empty((len(chosen), len(wanted), times, dim))
         self._readers[split].read(wanted, chosen, out)
         return out.transpose(1, 0, 2, 3)
 

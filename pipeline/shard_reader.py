@@ -5,6 +5,7 @@ microseconds. What is read is the standard layout (the index of a shard lies at 
 """
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,18 @@ Index = npt.NDArray[np.uint64]
 
 _READ_THREADS = 4
 _PARALLEL_FROM_BYTES = 8 << 20
+
+
+def aligned_empty(shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+    """An uninitialised array that starts at a multiple of 64 bytes.
+
+    A large array of NumPy's starts 16 bytes into a page. Chunks start at the beginning of one in the file, and AMD processors
+    copy three times slower between places that lie just so in their pages.
+    """
+    size = 2 * math.prod(shape)
+    space = np.empty(size + 64, np.uint8)
+    start = -space.ctypes.data % 64
+    return space[start : start + size].view(np.float16).reshape(shape)
 
 
 class ShardReader:
