@@ -10,7 +10,9 @@ import numpy as np
 import zarr
 from measure import machine, print_table, spread
 
-from vivit.pipeline.feature_cache import Backbone, CacheSettings, ClipRecord, FeatureCache
+from vivit.pipeline.cache_settings import Backbone, CacheSettings
+from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
 

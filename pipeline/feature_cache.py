@@ -3,8 +3,6 @@
 `docs/cache-format.md` describes what lies on disk.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import fields
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,11 +23,12 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from vivit.pipeline.errors import CacheError, ConfigError, IncompleteCacheError, StaleCacheError
+from vivit.pipeline.cache_settings import CacheSettings
+from vivit.pipeline.errors import CacheError, IncompleteCacheError, StaleCacheError
+from vivit.pipeline.folder_lock import folder_lock
+from vivit.pipeline.ledger import ClipRecord, LedgerEntry
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.shard_reader import ShardReader, aligned_empty
-from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -37,132 +36,7 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 _SYNC_THREADS = 4
 _MANIFEST = "manifest.parquet"
-_NOT_COMPARED = ("dataset", "backbone.weights")
-"""Names that people may change: what they stand for is compared by its digest."""
-CODECS = ("none", "zstd")
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """What makes the encoder a fixed function of a frame crop."""
-
-    name: str
-    """timm id."""
-    weights: str
-    """Where the weights came from: `pretrained:<tag>`, `file:<name>` or `random:<seed>`."""
-    weights_sha256: str
-    """Digest of all tensors of the encoder, with their names."""
-    embed_dim: int
-    """Length of a token."""
-    tubelet: int = 1
-    """Frames that one token looks at."""
-    pooling: str = "token"
-    """How one vector is made of the last layer's tokens."""
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Mean of each channel, for pixels in [0, 1]."""
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Standard deviation of each channel."""
-    interpolation: str = "bicubic"
-    """Filter that the crops are resized with."""
-    precision: str = "float32"
-    """Type of the encoder's arithmetic."""
-    batch_size: int = 32
-    """Most frame crops in one forward pass; a pass never holds crops of two clips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """The identity of a cache: everything that decides its bytes, except the videos themselves."""
-
-    dataset: str
-    """Name of the data set."""
-    manifest_sha256: str
-    """Digest of the clips' ids, videos and times."""
-    backbone: Backbone
-    views: ViewSpec
-    seed: int = 0
-    """Seed of the training views."""
-    decoder: str = "pyav:accurate_rnd+full_chroma"
-    """How frames become RGB pictures."""
-    block_size: int = 64
-    """Clips per block: what is computed, committed and lost together."""
-    codec: str = "none"
-    """Compression of each chunk: none or zstd."""
-    dtype: str = "float16"
-    """Type of the stored numbers."""
-
-    def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ConfigError(f"block_size must be at least 1, got {self.block_size}")
-        if self.codec not in CODECS:
-            raise ConfigError(f"codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
-        if self.views.num_frames < self.backbone.tubelet:
-            raise ConfigError(
-                f"num_frames {self.views.num_frames} is less than the tubelet {self.backbone.tubelet}"
-            )
-
-    @property
-    def num_times(self) -> int:
-        """Tokens per view: incomplete tubelets at the end are dropped."""
-        return self.views.num_frames // self.backbone.tubelet
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; `from_dict` gives equal ones back."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        backbone: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values["backbone"].items()
-        }
-        return cls(
-            **{**values, "backbone": Backbone(**backbone), "views": ViewSpec.from_dict(values["views"])}
-        )
-
-    def differences(self, other: "CacheSettings") -> list[str]:
-        """`views.num_frames: 32 here, 16 there`, one entry for each value that decides bytes and differs."""
-        here, there = _flat(self.to_dict()), _flat(other.to_dict())
-        compared = [key for key in here if key not in _NOT_COMPARED]
-        return [
-            f"{key}: {here[key]} here, {there.get(key)} there"
-            for key in compared
-            if here[key] != there.get(key)
-        ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipRecord:
-    """What became of one clip."""
-
-    clip_id: str
-    outcome: str
-    """A value of `vivit.pipeline.outcome.Outcome`."""
-    message: str = ""
-    num_frames: int = 0
-    """Frames of the clip that could be decoded."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether features were made."""
-        return Outcome(self.outcome).usable
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One line of the ledger: a committed block."""
-
-    rows: tuple[int, int]
-    shards: dict[str, dict[str, Any]]
-    records: list[ClipRecord]
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 class FeatureCache:
@@ -251,24 +125,7 @@ class FeatureCache:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the cache for writing; CacheError where another process does. A killed process holds nothing."""
-        with contextlib.ExitStack() as stack:
-            with storage_errors(self.path):
-                file = stack.enter_context((self.path / ".lock").open("a+"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.seek(0)
-                    raise CacheError(
-                        f"{self.path} is being written by another process ({file.read().strip() or 'unknown'}): "
-                        "wait for it, or choose another --cache"
-                    ) from None
-                except OSError as error:
-                    logger.warning(
-                        "%s cannot be locked (%s): let one process at a time write it", self.path, error
-                    )
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
+        with folder_lock(self.path, CacheError, "wait for it, or choose another --cache"):
             yield
 
     # --- what is in it ---
@@ -390,8 +247,8 @@ class FeatureCache:
                 ledger.unlink()
                 sync_folder(ledger.parent)
             shards = self._write_shards(split, block, features)
-            entry = _Entry((start, stop), shards, list(records), dict(about or {}))
-            write_atomically(ledger, _entry_json(split, block, entry))
+            entry = LedgerEntry((start, stop), shards, list(records), dict(about or {}))
+            write_atomically(ledger, entry.to_json(split, block))
         self._entries[split][block] = entry
 
     def _write_shards(
@@ -423,11 +280,11 @@ class FeatureCache:
     def _ledger(self, split: str) -> Path:
         return self.path / "ledger" / split
 
-    def _read_ledger(self, split: str) -> dict[int, _Entry]:
+    def _read_ledger(self, split: str) -> dict[int, LedgerEntry]:
         entries = {}
         for path in sorted(self._ledger(split).glob("[0-9]*.json")):
             try:
-                entries[int(path.stem)] = _parse_entry(path.read_bytes())
+                entries[int(path.stem)] = LedgerEntry.from_json(path.read_bytes())
             except (ValueError, KeyError, TypeError) as error:
                 logger.warning("%s is damaged (%s): its block counts as missing", path, error)
         return entries
@@ -489,27 +346,6 @@ def _read_attributes(path: Path) -> dict[str, Any]:
     raise CacheError(
         f"{path} has format version {found}; this vivit reads version {FORMAT_VERSION}: extract again"
     )
-
-
-def _entry_json(split: str, block: int, entry: _Entry) -> bytes:
-    values = {
-        "split": split,
-        "block": block,
-        "rows": list(entry.rows),
-        "shards": entry.shards,
-        "clips": [asdict(record) for record in entry.records],
-        "about": entry.about,
-    }
-    return json.dumps(values, indent=1).encode()
-
-
-def _parse_entry(data: bytes) -> _Entry:
-    values = json.loads(data)
-    records = [ClipRecord(**clip) for clip in values["clips"]]
-    for record in records:
-        Outcome(record.outcome)  # an unknown one is a ValueError
-    start, stop = values["rows"]
-    return _Entry((start, stop), values["shards"], records, values["about"])
 
 
 def _synced(path: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vivit.pipeline.cache_settings import Backbone
 from vivit.pipeline.device import autocast, resolve_device, resolve_precision
 from vivit.pipeline.errors import ConfigError
-from vivit.pipeline.feature_cache import Backbone
 from vivit.stage1_extract.backbones import PRETRAINED, load_backbone, timm_id, weights_sha256
 
 

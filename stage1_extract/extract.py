@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vivit.pipeline.cache_settings import CacheSettings
 from vivit.pipeline.errors import ConfigError, DataError, InterruptedRunError
-from vivit.pipeline.feature_cache import CacheSettings, ClipRecord, FeatureCache, library_versions
+from vivit.pipeline.feature_cache import FeatureCache, library_versions
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.progress import Progress
@@ -132,9 +134,8 @@ def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manif
     """`extract` with an encoder that is loaded already."""
     cache = FeatureCache.create_or_open(config.cache, manifest, settings_of(config, manifest, encoder))
     with cache.lock():
-        cache = FeatureCache.open(
-            config.cache, allow_partial=True
-        )  # what another process committed before the lock
+        # Opened again: another process may have committed blocks before this one got the lock.
+        cache = FeatureCache.open(config.cache, allow_partial=True)
         if cache.take_labels_of(manifest):
             logger.info(
                 "%s: the clips are the same, their labels or other columns are new and were taken over",

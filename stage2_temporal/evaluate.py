@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from vivit.pipeline.cache_settings import flattened
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
@@ -18,7 +19,7 @@ from vivit.pipeline.workspace import nearest, storage_errors, write_atomically
 from vivit.stage2_temporal.evaluation import Evaluation, Labels, Logits, coverage_of, scores_of
 from vivit.stage2_temporal.loader import Features, Rows
 from vivit.stage2_temporal.model import ModelConfig, TemporalModel
-from vivit.stage2_temporal.run_folder import RunFolder, config_differences, flattened
+from vivit.stage2_temporal.run_folder import RunFolder, config_differences
 from vivit.stage2_temporal.scoring import AVERAGES, Average, clip_logits
 
 _MATCHED = (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vivit.pipeline.feature_cache import ClipRecord
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import UNKNOWN
 from vivit.stage2_temporal.loader import Rows
 from vivit.stage2_temporal.metrics import action_in_top, correct_in_top, mean_class_accuracy, share_of

@@ -9,24 +9,22 @@ evaluation/          scores and per-clip logits of each evaluated split
 .lock                held while a training writes here
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
+from vivit.pipeline.cache_settings import flattened
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.folder_lock import folder_lock
 from vivit.pipeline.workspace import storage_errors, write_atomically
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.tensor_file import read_tensors, write_tensors
@@ -48,8 +46,6 @@ _REQUIRED: dict[str, type] = {
 }
 """Parts of the configuration that are read again, each after the one that holds it."""
 _MAX_VALUE_LENGTH = 80
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What a file system answers that has no locks."""
 
 
 @dataclass
@@ -135,36 +131,11 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one training; CheckpointError where another does. A killed process holds nothing."""
-        with storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
-        with file:
-            with storage_errors(self.path):
-                if self._locked(file):
-                    self._clean()
+        remedy = "wait for it, or pass --run NAME to start another"
+        with folder_lock(self.path, CheckpointError, remedy) as is_held:
+            if is_held:
+                self._clean()
             yield
-
-    def _locked(self, file: IO[str]) -> bool:
-        """Lock the file, and write into it who holds it; False where the file system has no locks."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise CheckpointError(
-                f"{self.path} is being trained by another process ({file.read().strip() or 'unknown'}): "
-                "wait for it, or pass --run NAME to start another"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning(
-                "%s is on a file system without locks: do not train twice in it at a time", self.path
-            )
-            return False
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        return True
 
     def _clean(self) -> None:
         """Remove what a killed training had begun to write; an evaluation may be writing in its folder now."""
@@ -233,14 +204,6 @@ def config_differences(run: Mapping[str, Any], asked: Mapping[str, Any]) -> list
         for key in compared
         if there.get(key) != here.get(key)
     ]
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _short(value: Any) -> str:

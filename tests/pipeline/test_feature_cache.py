@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import zarr
 
+from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import CacheError, ConfigError, IncompleteCacheError, StaleCacheError, StorageError
-from vivit.pipeline.feature_cache import Backbone, CacheSettings, ClipRecord, FeatureCache
+from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
 

@@ -9,7 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from vivit.pipeline.feature_cache import Backbone, CacheSettings, ClipRecord, FeatureCache
+from vivit.pipeline.cache_settings import Backbone, CacheSettings
+from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.views import ViewSpec

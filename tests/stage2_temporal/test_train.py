@@ -182,7 +182,7 @@ def test_two_trainings_in_one_folder_are_refused(config: MakeConfig) -> None:
     run = RunFolder(config().run)
     with (
         run.lock(),
-        pytest.raises(CheckpointError, match=r"is being trained by another process \(pid \d+ on .*\): wait"),
+        pytest.raises(CheckpointError, match=r"is being written by another process \(process \d+ on .*\): wait"),
     ):
         train(config())
     assert train(config()).resumed_from == 0
@@ -194,7 +194,7 @@ def test_a_file_system_without_locks_is_a_warning(
     def refuse(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("vivit.stage2_temporal.run_folder.fcntl.flock", refuse)
+    monkeypatch.setattr("vivit.pipeline.folder_lock.fcntl.flock", refuse)
     assert train(config()).steps == EPOCHS * STEPS_PER_EPOCH
     assert "without locks" in caplog.text
 
