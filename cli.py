@@ -175,52 +175,78 @@ def extract(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz.", rich_help_panel=_ENCODER
+            help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
+            rich_help_panel=_ENCODER,
         ),
     ] = None,
     precision: Precision = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Frame crops per forward pass.", rich_help_panel=_ENCODER)
+        int | None,
+        typer.Option(help="Frame crops per forward pass. [dim]Default: 32.[/]", rich_help_panel=_ENCODER),
     ] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames per view.", rich_help_panel=_VIEWS)] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames per view. [dim]Default: 32.[/]", rich_help_panel=_VIEWS)
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Source frames from one frame to the next.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(
+            help="Source frames from one frame to the next. [dim]Default: 2.[/]", rich_help_panel=_VIEWS
+        ),
     ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Resample to this rate before the stride.", rich_help_panel=_VIEWS)
     ] = None,
     resize: Annotated[
-        int | None, typer.Option(help="Short side before cropping, in pixels.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(
+            help="Short side before cropping, in pixels. [dim]Default: 256.[/]", rich_help_panel=_VIEWS
+        ),
     ] = None,
     crop_size: Annotated[
-        int | None, typer.Option(help="Side of a crop, in pixels.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
     ] = None,
     flip: Annotated[
-        float | None, typer.Option(help="Probability of mirroring a training view.", rich_help_panel=_VIEWS)
+        float | None,
+        typer.Option(
+            help="Probability of mirroring a training view. [dim]Default: 0.5.[/]", rich_help_panel=_VIEWS
+        ),
     ] = None,
     train_views: Annotated[
-        int | None, typer.Option(help="Random views per training clip.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(help="Random views per training clip. [dim]Default: 1.[/]", rich_help_panel=_VIEWS),
     ] = None,
     test_clips: Annotated[
-        int | None, typer.Option(help="Temporal clips per test clip.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(help="Temporal clips per test clip. [dim]Default: 4.[/]", rich_help_panel=_VIEWS),
     ] = None,
     test_crops: Annotated[
-        int | None, typer.Option(help="Spatial crops per temporal clip: 1 or 3.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(
+            help="Spatial crops per temporal clip: 1 or 3. [dim]Default: 3.[/]", rich_help_panel=_VIEWS
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the training views.", rich_help_panel=_VIEWS)
+        int | None,
+        typer.Option(help="Seed of the training views. [dim]Default: 0.[/]", rich_help_panel=_VIEWS),
     ] = None,
     cache: Cache = None,
     block_size: Annotated[
-        int | None, typer.Option(help="Clips committed together.", rich_help_panel=_RUNNING)
+        int | None,
+        typer.Option(help="Clips committed together. [dim]Default: 64.[/]", rich_help_panel=_RUNNING),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="none or zstd.", rich_help_panel=_RUNNING)] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="none or zstd. [dim]Default: none.[/]", rich_help_panel=_RUNNING)
+    ] = None,
     workers: Annotated[int, typer.Option(help="0: in this process.", rich_help_panel=_RUNNING)] = 0,
     decode_threads: Annotated[
         int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
     ] = None,
     clip_timeout: Annotated[
-        float | None, typer.Option(help="Seconds a clip may take to decode.", rich_help_panel=_RUNNING)
+        float | None,
+        typer.Option(
+            help="Seconds a clip may take to decode. [dim]Default: 120.[/]", rich_help_panel=_RUNNING
+        ),
     ] = None,
     max_failures: Annotated[
         int | None,
@@ -229,7 +255,9 @@ def extract(
     retry_failed: Annotated[
         bool,
         typer.Option(
-            "--retry-failed", help="Compute blocks with failed clips again.", rich_help_panel=_RUNNING
+            "--retry-failed",
+            help="Try clips without features again; the others keep theirs.",
+            rich_help_panel=_RUNNING,
         ),
     ] = False,
     device: Device = None,
@@ -237,7 +265,8 @@ def extract(
 ) -> None:
     """Stage 1: every view of every clip through the frozen encoder, once, into a feature cache.
 
-    The same command again goes on after an interruption, and ends with the same bytes.
+    The same command again goes on after an interruption, and ends with the same bytes. Defaults of views are those of
+    Kinetics; ek100 has stride 1 and 4 x 1 test views.
     """
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace, file_name
@@ -276,31 +305,52 @@ def extract(
 def train_temporal(
     cache: Cache = None,
     run: Run = None,
-    epochs: Annotated[int | None, typer.Option(help="Times that each clip is used.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips per step.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of the matrices.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Times that each clip is used. [dim]Default: 30.[/]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips per step. [dim]Default: 64.[/]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd. [dim]Default: adamw.[/]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate. [dim]Default: 0.0005.[/]")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of the matrices. [dim]Default: 0.05.[/]")
+    ] = None,
     warmup_epochs: Annotated[
         float | None, typer.Option(help="Epochs of linear warm-up; then cosine.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of each target spread over all classes.")
+        float | None, typer.Option(help="Share of each target spread over all classes. [dim]Default: 0.1.[/]")
     ] = None,
-    mixup: Annotated[float | None, typer.Option(help="Alpha of feature mixup; 0 is off.")] = None,
-    drop_path: Annotated[float | None, typer.Option(help="Stochastic depth of the last block.")] = None,
-    temporal: Annotated[str | None, typer.Option(help="transformer, or mean for average pooling.")] = None,
-    depth: Annotated[int | None, typer.Option(help="Blocks of the temporal transformer.")] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Alpha of feature mixup; 0 is off. [dim]Default: 0.[/]")
+    ] = None,
+    drop_path: Annotated[
+        float | None, typer.Option(help="Stochastic depth of the last block. [dim]Default: 0.1.[/]")
+    ] = None,
+    temporal: Annotated[
+        str | None,
+        typer.Option(help="transformer, or mean for average pooling. [dim]Default: transformer.[/]"),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Blocks of the temporal transformer. [dim]Default: 4.[/]")
+    ] = None,
     heads: Annotated[
         int | None, typer.Option(help="Attention heads. [dim]Default: one per 64 channels.[/]")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="bottleneck or none.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="bottleneck or none. [dim]Default: bottleneck.[/]")
+    ] = None,
     adapter_width: Annotated[int | None, typer.Option(help="Channels inside the adapter.")] = None,
     ema: Annotated[
         float | None, typer.Option(help="Decay of averaged weights. [dim]Default: off.[/]")
     ] = None,
-    clip_grad: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initialisation, order and augmentation.")] = None,
+    clip_grad: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient. [dim]Default: 1.[/]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of initialisation, order and augmentation. [dim]Default: 0.[/]")
+    ] = None,
     allow_partial: AllowPartial = False,
     device: Device = None,
     precision: Precision = None,
@@ -346,7 +396,8 @@ def evaluate(
         str | None, typer.Option(help="validation or test. [dim]Default: validation.[/]")
     ] = None,
     average: Annotated[
-        str | None, typer.Option(help="What is averaged over views: logits or softmax.")
+        str | None,
+        typer.Option(help="What is averaged over views: logits or softmax. [dim]Default: logits.[/]"),
     ] = None,
     max_views: Annotated[
         int | None, typer.Option(help="Use the first views only (views are ordered crop by crop).")
@@ -428,8 +479,12 @@ def _say(what: str, path: Path) -> Path:
 
 
 def _print_settings(command: str, settings: "dict[str, Any]") -> None:
+    import textwrap
+
+    text = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
     print(
-        f"{command}: " + ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+        f"{command} with\n"
+        + textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
     )
 
 

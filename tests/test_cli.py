@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,33 @@ def test_every_command_has_help_with_an_example(vivit: Vivit, command: str) -> N
     assert code == 0
     assert "Example" in out
     assert f"vivit {command}" in out
+
+
+RENAMED = {"heads": "num_heads", "clip_timeout": "clip_timeout_sec"}
+
+
+@pytest.mark.parametrize("command", ["extract", "train-temporal", "evaluate"])
+def test_the_defaults_in_the_help_are_those_of_the_classes(command: str) -> None:
+    from vivit.pipeline.views import ViewSpec
+    from vivit.stage1_extract.extract import ExtractConfig
+    from vivit.stage2_temporal.config import TrainConfig
+    from vivit.stage2_temporal.evaluate import EvaluateConfig
+
+    classes = {
+        "extract": [ExtractConfig, ViewSpec],
+        "train-temporal": [TrainConfig],
+        "evaluate": [EvaluateConfig],
+    }[command]
+    checked = 0
+    for option in typer.main.get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
+        stated = re.search(r"Default: (.+?)\.\[/\]", getattr(option, "help", "") or "")
+        name = RENAMED.get(option.name, option.name)
+        owner = next((c for c in classes if hasattr(c, name)), None)
+        if stated and owner is not None and not stated[1].startswith(("one per", "off", "never", "VIVIT")):
+            default = getattr(owner, name)
+            assert stated[1] == (f"{default:g}" if isinstance(default, float) else str(default)), option.name
+            checked += 1
+    assert checked >= 2
 
 
 def test_the_whole_job_from_videos_to_accuracy(vivit: Vivit, video_folder: Path, tmp_path: Path) -> None:
