@@ -452,7 +452,9 @@ def _views(dataset: str, **given: Any) -> Any:
 
     from vivit.pipeline.recipes import recipe_of
 
-    return replace(recipe_of(dataset).views, **_given(**given))
+    recipe = recipe_of(dataset)
+    print(f"defaults of views: {recipe.source}")
+    return replace(recipe.views, **_given(**given))
 
 
 def _given(**options: Any) -> dict[str, Any]:

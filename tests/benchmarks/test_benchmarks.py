@@ -30,7 +30,6 @@ def test_every_benchmark_is_run_here() -> None:
     assert {path.name for path in FOLDER.glob("bench_*.py")} == set(SMALL)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_benchmark_prints_its_table(name: str) -> None:
     command = [sys.executable, str(FOLDER / name), *SMALL[name]]

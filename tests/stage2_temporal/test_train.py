@@ -182,7 +182,9 @@ def test_two_trainings_in_one_folder_are_refused(config: MakeConfig) -> None:
     run = RunFolder(config().run)
     with (
         run.lock(),
-        pytest.raises(CheckpointError, match=r"is being written by another process \(process \d+ on .*\): wait"),
+        pytest.raises(
+            CheckpointError, match=r"is being written by another process \(process \d+ on .*\): wait"
+        ),
     ):
         train(config())
     assert train(config()).resumed_from == 0
