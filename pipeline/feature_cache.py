@@ -241,9 +241,8 @@ class FeatureCache:
         ledger = self._ledger(split) / f"{block:06d}.json"
         with storage_errors(self.path):
             self._entries[split].pop(block, None)
-            if (
-                ledger.exists()
-            ):  # a block that is written anew must not count while it is half old and half new
+            if ledger.exists():
+                # A block that is written anew must not count while it is half old and half new.
                 ledger.unlink()
                 sync_folder(ledger.parent)
             shards = self._write_shards(split, block, features)

@@ -209,6 +209,8 @@ class _Work:
     split: str
     block: int
     rows: list[int]
+    is_retry: bool
+    """Whether the block is committed, and only its clips without features are tried again."""
 
 
 class _Run:
@@ -218,13 +220,8 @@ class _Run:
         self._config, self._cache, self._encoder = config, cache, encoder
         self._clips = {split: cache.manifest.of_split(split) for split in cache.splits}
         self._todo = list(self._missing())
-        retried = sum(
-            len(work.rows) for work in self._todo if work.block not in cache.missing_blocks(work.split)
-        )
-        self._failed = (
-            sum(r is not None and not r.usable for split in cache.splits for r in cache.records(split))
-            - retried
-        )
+        failed = sum(r is not None and not r.usable for split in cache.splits for r in cache.records(split))
+        self._failed = failed - sum(len(work.rows) for work in self._todo if work.is_retry)
         self._seconds = _Seconds()
         self._started = time.perf_counter()
         self._done = self._crops = 0
@@ -235,10 +232,11 @@ class _Run:
             records = self._cache.records(split)
             for block in range(self._cache.num_blocks(split)):
                 rows = list(range(*self._cache.rows(split, block)))
-                if block not in missing:
-                    rows = [row for row in rows if (r := records[row]) is not None and not r.usable]
-                if block in missing or (rows and self._config.retry_failed):
-                    yield _Work(split, block, rows)
+                failed = [row for row in rows if (r := records[row]) is not None and not r.usable]
+                if block in missing:
+                    yield _Work(split, block, rows, is_retry=False)
+                elif failed and self._config.retry_failed:
+                    yield _Work(split, block, failed, is_retry=True)
 
     def work(self) -> None:
         """Compute and commit every missing block, in order."""
@@ -250,29 +248,18 @@ class _Run:
         )
         threads = self._config.decode_threads or default_decode_threads(self._encoder.device.type)
         budget = self._config.decode_memory_mb << 20
-        try:
-            with (
-                CropStream(self._config.data_root, settings, threads=threads, budget_bytes=budget) as stream,
-                Progress("extract", sum(len(work.rows) for work in self._todo), "clips") as progress,
-            ):
-                crops = stream.read(
-                    [self._clips[work.split][row] for row in work.rows] for work in self._todo
-                )
-                for work in self._todo:
-                    self._block(work, crops, progress)
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                f"interrupted: {self._done} blocks were committed and the one in work was dropped. "
-                "Run the same command again to go on"
-            ) from None
+        with (
+            CropStream(self._config.data_root, settings, threads=threads, budget_bytes=budget) as stream,
+            Progress("extract", sum(len(work.rows) for work in self._todo), "clips") as progress,
+        ):
+            crops = stream.read([self._clips[work.split][row] for row in work.rows] for work in self._todo)
+            for work in self._todo:
+                self._block(work, crops, progress)
 
     def _block(self, work: _Work, crops: Iterator[ClipCrops], progress: Progress) -> None:
         start, stop = self._cache.rows(work.split, work.block)
-        before = self._cache.records(work.split)[start:stop]
         vectors = _Vectors(self._encoder, (stop - start, *self._cache.shape(work.split)[1:]))
-        records: dict[int, ClipRecord] = {
-            row: record for row, record in enumerate(before) if record is not None
-        }
+        records: dict[int, ClipRecord] = {}
         spent = vars(self._seconds).copy()
         for row in work.rows:
             with self._seconds.of("decode"):
@@ -286,11 +273,22 @@ class _Run:
             features = vectors.features()
         with self._seconds.of("write"):
             halves = self._to_float16(features, records)
-            if kept := [row for row in range(start, stop) if row not in set(work.rows)]:
-                halves[np.array(kept) - start] = self._cache.read(work.split, kept)
+            if work.is_retry:
+                self._keep_the_others(work, halves, records)
             ordered = [records[row] for row in range(stop - start)]
             self._cache.commit(work.split, work.block, halves, ordered, self._about(spent))
         self._done += 1
+
+    def _keep_the_others(
+        self, work: _Work, features: npt.NDArray[np.float16], records: dict[int, ClipRecord]
+    ) -> None:
+        """Fill in the rows of a committed block that are not tried again, as they stand in the cache."""
+        start, stop = self._cache.rows(work.split, work.block)
+        kept = sorted(set(range(start, stop)) - set(work.rows))
+        before = self._cache.records(work.split)
+        records |= {row - start: record for row in kept if (record := before[row]) is not None}
+        if kept:
+            features[np.array(kept) - start] = self._cache.read(work.split, kept)
 
     def _about(self, spent: dict[str, float]) -> dict[str, Any]:
         """What is worth knowing about the making of a block: recorded, never compared."""
