@@ -421,6 +421,7 @@ def evaluate(
         cache=cache_path,
         **_given(split=split, average=average, max_views=max_views, allow_partial=allow_partial, device=device, precision=precision),
     )  # fmt: skip
+    _print_settings("evaluate", vars(config))
     _print_evaluation(run_evaluate(config))
 
 
