@@ -241,6 +241,7 @@ class FeatureCache:
         ledger = self._ledger(split) / f"{block:06d}.json"
         with storage_errors(self.path):
             self._entries[split].pop(block, None)
+            _clear(ledger.parent, f".{ledger.name}.*.partial")
             if ledger.exists():
                 # A block that is written anew must not count while it is half old and half new.
                 ledger.unlink()
@@ -258,7 +259,7 @@ class FeatureCache:
         shards = {}
         for view in range(features.shape[1]):
             path = self._shard_path(split, block, view)
-            path.unlink(missing_ok=True)  # a leftover of a killed run, which zarr would merge with
+            _clear(path.parent, "*")  # a killed run's: zarr would merge with a shard, and keep its partials
             array[start:stop, view] = features[:, view]
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
             synced = pool.map(
@@ -354,6 +355,11 @@ def _synced(path: Path) -> dict[str, Any]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     sync_folder(path.parent)
     return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    for leftover in folder.glob(pattern):
+        leftover.unlink()
 
 
 def _size(path: Path) -> int:

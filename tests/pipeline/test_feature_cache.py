@@ -117,14 +117,21 @@ def test_the_same_features_make_the_same_bytes(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_leftovers_of_a_killed_run_do_not_reach_the_new_bytes(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_neither_reach_the_new_bytes_nor_stay(tmp_path: Path) -> None:
+    def files(cache: FeatureCache) -> set[str]:
+        return {path.relative_to(cache.path).as_posix() for path in cache.path.rglob("*") if path.is_file()}
+
     whole = FeatureCache.create(tmp_path / "a.zarr", make_manifest(), make_settings())
     fill(whole)
     other = FeatureCache.create(tmp_path / "b.zarr", make_manifest(), make_settings())
     shard = other.path / "train/features/c/2/1/0/0"
     shard.parent.mkdir(parents=True)
     shard.write_bytes(b"half a shard")
+    shard.with_name("0.4f2a.partial").write_bytes(b"what zarr had begun")
+    (other.path / "ledger/train").mkdir(parents=True)
+    (other.path / "ledger/train/.000002.json.77.partial").write_bytes(b"half an entry")
     fill(other)
+    assert files(other) == files(whole)
     assert shard.read_bytes() == (whole.path / "train/features/c/2/1/0/0").read_bytes()
 
 

@@ -35,7 +35,7 @@ def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
 
 
 def files_of(cache: Path) -> dict[str, bytes]:
-    """Every shard and the array metadata: all that must be equal, byte for byte."""
+    """Every file below the arrays, leftovers of killed runs too: all that must be equal, byte for byte."""
     return {
         p.relative_to(cache).as_posix(): p.read_bytes()
         for p in sorted(cache.glob("*/features/**/*"))
