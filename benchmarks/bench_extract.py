@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from measure import machine, print_table, spread, write_video
 
+from vivit.pipeline.backbones import load_backbone
 from vivit.pipeline.device import autocast
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.backbones import load_backbone
 from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.extract import ExtractConfig, extract_with
 
@@ -56,7 +56,7 @@ def bench(backbone: str, precision: str, options: argparse.Namespace, folder: Pa
         precision=precision,
         batch_size=BATCH,
     )
-    model = load_backbone(backbone, weights="random", crop_size=options.crop_size)[0].to(encoder.device)
+    model = load_backbone(backbone, weights="random", crop_size=options.crop_size).model.to(encoder.device)
     clips = [Clip(clip_id=str(i), split="train", video=f"{i}.mp4") for i in range(options.clips)]
     manifest = Manifest("bench", clips)
     bare, ours, limits = [], [], []

@@ -34,6 +34,8 @@ from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomical
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+WEIGHTS_FILE = "weights_file"
+"""Name under which a cache records the path of the file that its encoder's weights came from."""
 _SYNC_THREADS = 4
 _MANIFEST = "manifest.parquet"
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
@@ -56,8 +58,18 @@ class FeatureCache:
     # --- making and opening ---
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest, settings: CacheSettings) -> Self:
-        """Make an empty cache: under another name first, so that it appears whole or not at all."""
+    def create(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        settings: CacheSettings,
+        *,
+        made_with: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make an empty cache: under another name first, so that it appears whole or not at all.
+
+        `made_with` is recorded beside the versions of libraries, and never compared.
+        """
         if not path.name:
             raise CacheError(f"{path} is no name for a cache: pass --cache NAME")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -68,7 +80,7 @@ class FeatureCache:
             about = {
                 "format_version": FORMAT_VERSION,
                 "settings": settings.to_dict(),
-                "made_with": library_versions(),
+                "made_with": library_versions() | dict(made_with or {}),
             }
             group = zarr.create_group(partial, zarr_format=3, attributes={"vivit": about})
             for split in manifest.splits:
@@ -78,10 +90,17 @@ class FeatureCache:
         return cls(path, settings, manifest)
 
     @classmethod
-    def create_or_open(cls, path: Path, manifest: Manifest, settings: CacheSettings) -> Self:
+    def create_or_open(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        settings: CacheSettings,
+        *,
+        made_with: Mapping[str, str] | None = None,
+    ) -> Self:
         """The cache at `path`; StaleCacheError where it was made with other settings."""
         if not (path / "zarr.json").exists():
-            return cls.create(path, manifest, settings)
+            return cls.create(path, manifest, settings, made_with=made_with)
         cache = cls.open(path, allow_partial=True)
         if differences := settings.differences(cache.settings):
             listed = (
@@ -134,6 +153,11 @@ class FeatureCache:
     def identity(self) -> str:
         """Digest of the settings."""
         return hashlib.sha256(json.dumps(self.settings.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Versions of libraries, and the file of the encoder's weights, as they were when the cache was begun."""
+        return dict(_read_attributes(self.path)["made_with"])
 
     @property
     def splits(self) -> list[str]:

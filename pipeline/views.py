@@ -185,10 +185,11 @@ class GridView:
         return Box(rows, columns, top, left)
 
 
-def views_of(spec: ViewSpec, *, split: str, seed: int, clip_id: str) -> list[View]:
-    """All views of a clip: random ones in the training split, the fixed grid elsewhere."""
+def views_of(spec: ViewSpec, *, split: str, seed: int, clip_id: str, first: int = 0) -> list[View]:
+    """All views of a clip: random ones from number `first` on in the training split, the fixed grid elsewhere."""
     if split == "train":
-        return [TrainView(spec, seed=seed, clip_id=clip_id, view=view) for view in range(spec.train_views)]
+        numbers = range(first, first + spec.train_views)
+        return [TrainView(spec, seed=seed, clip_id=clip_id, view=view) for view in numbers]
     return [GridView(spec, view=view) for view in range(spec.num_views(split))]
 
 

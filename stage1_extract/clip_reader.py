@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
@@ -34,6 +35,8 @@ class CropSettings:
     """Filter for resizing, `bilinear` or `bicubic`."""
     timeout_sec: float = 120.0
     """Longest time that one clip may take to decode."""
+    first_view: int = 0
+    """Number of the first training view: each is another draw."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,29 @@ class ClipCrops:
     crops: npt.NDArray[np.uint8] | None
     """[view, frame, height, width, channel]; None where the outcome is not usable."""
 
+    @property
+    def record(self) -> ClipRecord:
+        """What became of the clip."""
+        return ClipRecord(
+            clip_id=self.clip.clip_id,
+            outcome=self.result.outcome.value,
+            message=self.result.message,
+            num_frames=self.result.num_frames,
+        )
+
 
 class ViewCutter:
     """Cuts the crops of all views of one clip out of its frames as they come (a `FrameSink`)."""
 
     def __init__(self, clip: Clip, settings: CropSettings) -> None:
         self._settings = settings
-        self._views = views_of(settings.views, split=clip.split, seed=settings.seed, clip_id=clip.clip_id)
+        self._views = views_of(
+            settings.views,
+            split=clip.split,
+            seed=settings.seed,
+            clip_id=clip.clip_id,
+            first=settings.first_view,
+        )
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._boxes: dict[tuple[int, int], list[Box]] = {}
         self._crops: npt.NDArray[np.uint8] | None = None
@@ -137,9 +156,19 @@ class CropStream:
     blocks an earlier one. Use as a context manager: leaving it stops the threads.
     """
 
-    def __init__(self, data_root: Path, settings: CropSettings, *, threads: int, budget_bytes: int) -> None:
-        self._data_root, self._settings, self._threads = data_root, settings, threads
+    def __init__(
+        self,
+        data_root: Path,
+        settings: CropSettings,
+        *,
+        threads: int,
+        budget_bytes: int,
+        jobs_ahead: int | None = None,
+    ) -> None:
+        """`jobs_ahead`: videos that are begun before their crops are asked for; None is one more than threads."""
+        self._data_root, self._settings = data_root, settings
         self._budget_bytes = budget_bytes
+        self._jobs_ahead = max(threads + 1, jobs_ahead or 0)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
@@ -155,7 +184,7 @@ class CropStream:
         waiting = (job for together in clips for job in jobs_of(together))
         running: list[_Job] = []
         while True:
-            while len(running) < self._threads + 1 and (job := next(waiting, None)) is not None:
+            while len(running) < self._jobs_ahead and (job := next(waiting, None)) is not None:
                 running.append(self._begin(job))
             if not running:
                 return
@@ -164,7 +193,7 @@ class CropStream:
     def _begin(self, clips: Sequence[Clip]) -> _Job:
         spec = self._settings.views
         clip_bytes = spec.num_views(clips[0].split) * spec.num_frames * spec.crop_size**2 * 3
-        room = self._budget_bytes // ((self._threads + 1) * clip_bytes)
+        room = self._budget_bytes // (self._jobs_ahead * clip_bytes)
         job = _Job(clips, queue.Queue(max(1, room)))
         self._pool.submit(self._work, job)
         return job

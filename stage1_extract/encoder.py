@@ -1,25 +1,25 @@
-"""The frozen spatial encoder: frame crops in, one vector for each out."""
+"""The frozen spatial encoder: crops in, one vector for each time step out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.data.config import resolve_model_data_config
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from vivit.pipeline.backbones import PRETRAINED, load_backbone, weights_sha256
 from vivit.pipeline.cache_settings import Backbone
 from vivit.pipeline.device import autocast, resolve_device, resolve_precision
 from vivit.pipeline.errors import ConfigError
-from vivit.stage1_extract.backbones import PRETRAINED, load_backbone, timm_id, weights_sha256
 
 
 class SpatialEncoder:
-    """A frozen timm ViT on one device."""
+    """A frozen ViT on one device."""
 
     def __init__(
         self,
@@ -35,44 +35,62 @@ class SpatialEncoder:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         self.device = resolve_device(device)
         precision = resolve_precision(precision, self.device)
-        model, source = load_backbone(name, weights=weights, crop_size=crop_size)
-        config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+        loaded = load_backbone(name, weights=weights, crop_size=crop_size)
+        config = loaded.config
         self.backbone = Backbone(
-            name=timm_id(name),
-            weights=source,
-            weights_sha256=weights_sha256(model),
-            embed_dim=cast(int, model.num_features),
-            pooling=str(getattr(model, "global_pool", "model")),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic",
+            name=config.name,
+            weights=loaded.source,
+            weights_sha256=weights_sha256(loaded.model),
+            embed_dim=cast(int, loaded.model.num_features),
+            tubelet=config.tubelet,
+            pooling=str(getattr(loaded.model, "global_pool", "model")),
+            mean=config.mean,
+            std=config.std,
+            interpolation=config.interpolation,
             precision=precision,
             batch_size=batch_size,
         )
+        self.weights_file = loaded.file
         self.crop_size = crop_size
-        self.model = model.requires_grad_(False).to(self.device)
-        mean = torch.tensor(self.backbone.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.backbone.std, device=self.device).view(1, -1, 1, 1)
-        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self.model = loaded.model.requires_grad_(False).to(self.device)
+        self._normalise = Normalise(config.mean, config.std, self.device)
 
     @torch.inference_mode()
     def encode(self, crops: npt.NDArray[np.uint8]) -> Tensor:
-        """Vectors [crop, dim], float32 on the device, of the crops [crop, height, width, channel] of one clip.
+        """Vectors [view, time, dim], float32 on the device, of the crops [view, frame, height, width, channel] of one clip.
 
-        Crops are uint8 RGB. They go through the model in passes of equal size, at most `batch_size`, and never together
-        with those of another clip: matrix products round differently at different places of a batch, so that otherwise
-        the features of a clip would depend, in their last bits, on its neighbours.
+        Crops are uint8 RGB; each `tubelet` frames make one time step, and an incomplete tubelet at the end is dropped.
+        They go through the model in passes of equal size, at most `batch_size` tubelets, and never together with those
+        of another clip: matrix products round differently at different places of a batch, so that otherwise the
+        features of a clip would depend, in their last bits, on its neighbours.
         """
-        size = pass_size(len(crops), self.backbone.batch_size)
-        pixels = torch.from_numpy(crops)
+        views, frames, height, width, channels = crops.shape
+        times = frames // self.backbone.tubelet
+        whole = crops[:, : times * self.backbone.tubelet]
+        tubelets = torch.from_numpy(whole.reshape(views * times, -1, height, width, channels))
+        size = pass_size(len(tubelets), self.backbone.batch_size)
         with autocast(self.device, self.backbone.precision):
-            passes = [class_tokens(self.model, self._normalised(part)) for part in _parts(pixels, size)]
-        return torch.cat(passes)[: len(crops)].float()
+            passes = [class_tokens(self.model, self._images(part)) for part in _parts(tubelets, size)]
+        return torch.cat(passes)[: len(tubelets)].float().view(views, times, -1)
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """Model input [batch, channel, height, width] of uint8 pixels [batch, height, width, channel]."""
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return images.to(torch.float32).mul_(self._scale).add_(self._shift)
+    def _images(self, tubelets: Tensor) -> Tensor:
+        """Model input of uint8 tubelets [batch, frame, height, width, channel]."""
+        video = self._normalise(tubelets.to(self.device, non_blocking=True))
+        return video[:, :, 0] if self.backbone.tubelet == 1 else video
+
+
+class Normalise:
+    """Pixels as a model's configuration wants them."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        """`mean` and `std` of each channel, for pixels in [0, 1]."""
+        means = torch.tensor(mean, device=device).view(-1, 1, 1, 1)
+        stds = torch.tensor(std, device=device).view(-1, 1, 1, 1)
+        self._scale, self._shift = 1 / (255 * stds), -means / stds
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Float32 [batch, channel, frame, height, width] of uint8 RGB [batch, frame, height, width, channel]."""
+        return pixels.permute(0, 4, 1, 2, 3).to(torch.float32).mul_(self._scale).add_(self._shift)
 
 
 def pass_size(count: int, batch_size: int) -> int:
@@ -90,6 +108,8 @@ def _parts(pixels: Tensor, size: int) -> Iterator[Tensor]:
 def class_tokens(model: nn.Module, images: Tensor) -> Tensor:
     """What `model(images)` gives, [batch, dim], without computing what nobody reads.
 
+    Images are [batch, channel, height, width], for a tubelet above 1 [batch, channel, frame, height, width].
+
     Of the last block only the class token's output is used, so only its query, projection and MLP are computed (keys
     and values of all tokens still are): about 7 % less work for 12 layers. Models of another build run in full.
     """
@@ -98,8 +118,9 @@ def class_tokens(model: nn.Module, images: Tensor) -> Tensor:
     vit: Any = model
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
     *blocks, last = vit.blocks
+    is_kept = not (vit.grad_checkpointing and torch.is_grad_enabled())
     for block in blocks:
-        tokens = block(tokens)
+        tokens = block(tokens) if is_kept else checkpoint(block, tokens, use_reentrant=False)
     return vit.forward_head(vit.norm(_last_block(last, tokens)), pre_logits=True)  # type: ignore[no-any-return]
 
 
@@ -118,8 +139,8 @@ def has_class_token_path(model: nn.Module) -> bool:
 def _last_block(block: Any, tokens: Tensor) -> Tensor:
     """The class token [batch, 1, dim] after a timm `Block`, of all tokens [batch, token, dim] before it."""
     first = tokens[:, :1]
-    first = first + block.ls1(_class_attention(block.attn, block.norm1(tokens)))
-    return first + block.ls2(block.mlp(block.norm2(first)))  # type: ignore[no-any-return]
+    first = first + block.drop_path1(block.ls1(_class_attention(block.attn, block.norm1(tokens))))
+    return first + block.drop_path2(block.ls2(block.mlp(block.norm2(first))))  # type: ignore[no-any-return]
 
 
 def _class_attention(attention: Any, tokens: Tensor) -> Tensor:

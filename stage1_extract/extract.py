@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import CacheSettings
 from vivit.pipeline.errors import ConfigError, DataError, InterruptedRunError
-from vivit.pipeline.feature_cache import FeatureCache, library_versions
+from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache, library_versions
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.progress import Progress
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.backbones import PRETRAINED
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream
 from vivit.stage1_extract.encoder import SpatialEncoder
 
@@ -38,7 +38,7 @@ class ExtractConfig:
     data_root: Path
     """Folder that the manifest's video paths start from."""
     backbone: str = "vit_b16"
-    """Short name or timm id of the frozen encoder."""
+    """Short name or timm id of the frozen encoder, or a model file or run folder that holds one."""
     weights: str = PRETRAINED
     """`pretrained`, `random`, or a file."""
     views: ViewSpec = field(default_factory=ViewSpec)
@@ -49,7 +49,7 @@ class ExtractConfig:
     precision: str = "auto"
     """Arithmetic of the encoder: auto, float32, bfloat16 or float16."""
     batch_size: int = 32
-    """Most frame crops in one forward pass."""
+    """Most frame crops (with a tubelet above 1: tubelets) in one forward pass."""
     block_size: int = 64
     """Clips that are computed, committed and lost together."""
     codec: str = "none"
@@ -132,7 +132,11 @@ def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
 
 def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
     """`extract` with an encoder that is loaded already."""
-    cache = FeatureCache.create_or_open(config.cache, manifest, settings_of(config, manifest, encoder))
+    file = encoder.weights_file
+    made_with = {} if file is None else {WEIGHTS_FILE: str(file.resolve())}
+    cache = FeatureCache.create_or_open(
+        config.cache, manifest, settings_of(config, manifest, encoder), made_with=made_with
+    )
     with cache.lock():
         # Opened again: another process may have committed blocks before this one got the lock.
         cache = FeatureCache.open(config.cache, allow_partial=True)
@@ -267,7 +271,7 @@ class _Run:
             with self._seconds.of("encode"):
                 if item.crops is not None:
                     vectors.add(row - start, item.crops)
-            records[row - start] = _record(item)
+            records[row - start] = item.record
             self._count(item, progress)
         with self._seconds.of("encode"):
             features = vectors.features()
@@ -305,7 +309,7 @@ class _Run:
         if item.crops is not None:
             self._crops += item.crops.shape[0] * item.crops.shape[1]
         else:
-            self._fail(_record(item))
+            self._fail(item.record)
         rate = self._crops / (time.perf_counter() - self._started)
         failed = f", {self._failed} failed" if self._failed else ""
         progress.advance(1, f"{rate:.1f} crops/s, {self._seconds}{failed}")
@@ -367,23 +371,14 @@ class _Vectors:
 
     def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
         """Encode the crops [view, frame, height, width, channel] of one clip."""
-        self._vectors[row] = self._encoder.encode(crops.reshape(-1, *crops.shape[2:]))
+        self._vectors[row] = self._encoder.encode(crops)
 
     def features(self) -> npt.NDArray[np.float32]:
         """Features [clip, view, time, dim]; zeros for clips that were not added."""
         features = np.zeros(self._shape, np.float32)
         for row, vectors in self._vectors.items():
-            features[row] = vectors.cpu().numpy().reshape(self._shape[1:])
+            features[row] = vectors.cpu().numpy()
         return features
-
-
-def _record(item: ClipCrops) -> ClipRecord:
-    return ClipRecord(
-        clip_id=item.clip.clip_id,
-        outcome=item.result.outcome.value,
-        message=item.result.message,
-        num_frames=item.result.num_frames,
-    )
 
 
 def default_decode_threads(device: str) -> int:

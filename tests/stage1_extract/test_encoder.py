@@ -6,9 +6,9 @@ import safetensors.torch
 import timm
 import torch
 
+from vivit.pipeline import backbones
+from vivit.pipeline.backbones import load_backbone, timm_id, weights_sha256
 from vivit.pipeline.errors import ConfigError, WeightsError
-from vivit.stage1_extract import backbones
-from vivit.stage1_extract.backbones import load_backbone, timm_id, weights_sha256
 from vivit.stage1_extract.encoder import (
     SpatialEncoder,
     class_tokens,
@@ -16,7 +16,7 @@ from vivit.stage1_extract.encoder import (
     pass_size,
 )
 
-CROPS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+CROPS = np.random.default_rng(0).integers(0, 256, (1, 5, 32, 32, 3), np.uint8)
 
 
 def tiny(**options: object) -> torch.nn.Module:
@@ -41,7 +41,7 @@ def tiny(**options: object) -> torch.nn.Module:
     [("vit_ti16", 224), ("vit_s16", 96), ("vit_b16", 64), ("vit_l16", 32), ("dinov2_s14", 56)],
 )
 def test_the_class_token_path_equals_timms_own_forward(name: str, crop_size: int) -> None:
-    model, _ = load_backbone(name, weights="random", crop_size=crop_size)
+    model = load_backbone(name, weights="random", crop_size=crop_size).model
     images = torch.randn(2, 3, crop_size, crop_size)
     assert has_class_token_path(model)
     with torch.inference_mode():
@@ -88,14 +88,14 @@ def encoder(**options: object) -> SpatialEncoder:
 
 
 def test_crops_are_normalised_as_the_models_configuration_says() -> None:
-    ours = encoder().encode(CROPS).numpy()
-    model, _ = load_backbone("vit_ti16", weights="random", crop_size=32)
+    ours = encoder().encode(CROPS)[0].numpy()
+    model = load_backbone("vit_ti16", weights="random", crop_size=32).model
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**{**config, "input_size": (3, 32, 32), "crop_pct": 1.0})
     from PIL import Image
 
     with torch.inference_mode():
-        theirs = model(torch.stack([transform(Image.fromarray(crop)) for crop in CROPS]))
+        theirs = model(torch.stack([transform(Image.fromarray(crop)) for crop in CROPS[0]]))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -108,22 +108,24 @@ def test_passes_are_few_and_of_equal_size(count: int, batch_size: int, size: int
 
 def test_crops_in_one_pass_do_not_look_at_each_other() -> None:
     changed = CROPS.copy()
-    changed[1:] = 255 - changed[1:]
+    changed[:, 1:] = 255 - changed[:, 1:]
     model = encoder()
-    assert torch.equal(model.encode(CROPS)[0], model.encode(changed)[0])
+    assert torch.equal(model.encode(CROPS)[0, 0], model.encode(changed)[0, 0])
 
 
 def test_several_passes_give_what_one_gives() -> None:
     whole, parts = encoder().encode(CROPS), encoder(batch_size=2).encode(CROPS)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
-    assert parts.shape == (5, 192)
+    assert parts.shape == (1, 5, 192)
 
 
 def test_random_weights_are_the_same_every_time_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    digests = {weights_sha256(load_backbone("vit_ti16", weights="random", crop_size=32)[0]) for _ in range(2)}
+    digests = {
+        weights_sha256(load_backbone("vit_ti16", weights="random", crop_size=32).model) for _ in range(2)
+    }
     assert len(digests) == 1
     assert torch.equal(torch.rand(1), expected)
 
@@ -137,16 +139,16 @@ def test_weights_from_a_file_are_those_in_the_file(tmp_path: Path, suffix: str) 
         torch.save({"state_dict": source.state_dict(), "epoch": 3}, path)
     else:
         safetensors.torch.save_file(source.state_dict(), path)
-    model, origin = load_backbone("vit_ti16", weights=str(path), crop_size=32)
-    assert origin == f"file:w{suffix}"
-    for name, tensor in model.state_dict().items():
+    loaded = load_backbone("vit_ti16", weights=str(path), crop_size=32)
+    assert (loaded.source, loaded.file) == (f"file:w{suffix}", path)
+    for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]), name
 
 
 def test_positions_are_resized_to_the_crop(tmp_path: Path) -> None:
     source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
     safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
-    model, _ = load_backbone("vit_ti16", weights=str(tmp_path / "w.safetensors"), crop_size=32)
+    model = load_backbone("vit_ti16", weights=str(tmp_path / "w.safetensors"), crop_size=32).model
     assert model.pos_embed.shape == (1, 1 + 4, 192)
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
 
@@ -155,7 +157,7 @@ def test_google_npz_weights_are_read(tmp_path: Path) -> None:
     torch.manual_seed(4)
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0)
     np.savez(tmp_path / "w.npz", **google_arrays(source))
-    model, _ = load_backbone("vit_ti16", weights=str(tmp_path / "w.npz"), crop_size=32)
+    model = load_backbone("vit_ti16", weights=str(tmp_path / "w.npz"), crop_size=32).model
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, source.state_dict()[name], rtol=0, atol=0, msg=name)
 
@@ -259,7 +261,7 @@ def test_every_short_name_stands_for_a_model_with_weights(short: str) -> None:
 
 def test_bfloat16_features_are_close_to_float32() -> None:
     full, half = (encoder(precision=p).encode(CROPS).numpy() for p in ("float32", "bfloat16"))
-    cosine = (full * half).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(half, axis=1)
+    cosine = (full * half).sum(-1) / np.linalg.norm(full, axis=-1) / np.linalg.norm(half, axis=-1)
     assert cosine.min() > 0.999
     assert not np.array_equal(full, half)
 

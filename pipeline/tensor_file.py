@@ -29,18 +29,42 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 def read_tensors(path: Path, *, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and JSON values of a file; CheckpointError with the `remedy` where it is missing or damaged."""
+    metadata = _metadata(path, remedy)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {remedy}") from error
+    if metadata.get("sha256") != _digest(tensors, metadata["about"]):
+        raise CheckpointError(f"{path} is damaged (its checksum does not fit its contents): {remedy}")
+    about: dict[str, Any] = json.loads(metadata["about"])
+    return tensors, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The JSON values of a file, without its tensors and unchecked; CheckpointError where it has none."""
+    remedy = "pass another file"
+    try:
+        about: dict[str, Any] = json.loads(_metadata(path, remedy)["about"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {remedy}") from error
+    return about
+
+
+def _metadata(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            stored = (file.metadata() or {}).get(_METADATA_KEY)
+        metadata = {} if stored is None else json.loads(stored)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {remedy}") from error
-    if "about" not in metadata or metadata.get("sha256") != _digest(tensors, metadata["about"]):
-        raise CheckpointError(f"{path} is damaged (its checksum does not fit its contents): {remedy}")
-    about: dict[str, Any] = json.loads(metadata["about"])
-    return tensors, about
+    if stored is None:
+        raise CheckpointError(f"{path} was not written by vivit, or is damaged: {remedy}")
+    if not isinstance(metadata, dict) or "about" not in metadata:
+        raise CheckpointError(f"{path} is damaged (it does not describe itself): {remedy}")
+    return metadata
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

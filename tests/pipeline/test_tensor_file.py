@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vivit.pipeline.errors import CheckpointError
-from vivit.stage2_temporal.tensor_file import read_tensors, write_tensors
+from vivit.pipeline.tensor_file import read_tensors, write_tensors
 
 TENSORS = {
     "matrix": torch.randn(3, 4),
@@ -52,5 +52,5 @@ def test_a_file_of_another_program_is_an_error(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(2)}, tmp_path / "file")
-    with pytest.raises(CheckpointError, match="its checksum does not fit"):
+    with pytest.raises(CheckpointError, match="was not written by vivit"):
         read_tensors(tmp_path / "file", remedy="")

@@ -1,10 +1,13 @@
 """Backbones: short names, timm models, and the weights that go into them."""
 
 import hashlib
+import os
 import pickle
 import socket
 import sys
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -14,10 +17,13 @@ import safetensors
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from timm.data.config import resolve_model_data_config
 from timm.models import load_checkpoint
-from torch import nn
+from torch import Tensor, nn
 
+from vivit.pipeline.checkpoint import FACTORISED_ENCODER, IMAGE, Checkpoint, SpatialConfig, model_file
 from vivit.pipeline.errors import ConfigError, WeightsError
+from vivit.pipeline.spatial_vit import create_spatial_vit
 from vivit.pipeline.workspace import nearest
 
 SHORT_NAMES = {
@@ -57,33 +63,99 @@ def timm_id(name: str) -> str:
     raise nearest(name, [*SHORT_NAMES, *timm.list_models("vit_*")], "backbone") from None
 
 
-def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224) -> tuple[nn.Module, str]:
-    """The timm model `name` without its classifier, in evaluation mode, and where its weights came from.
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A spatial encoder with its weights."""
 
-    `weights`: `pretrained` (timm's own, downloaded once), `random` (the same on every machine), or a file:
-    .safetensors, .pth/.pt/.bin (read without running code) or Google's .npz.
+    model: nn.Module
+    """Without classifier, in evaluation mode."""
+    config: SpatialConfig
+    source: str
+    """Where the weights came from: `pretrained:<tag>`, `file:<name>` or `random:<seed>`."""
+    file: Path | None = None
+    """The file that they came from."""
+
+
+def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224) -> LoadedBackbone:
+    """The spatial encoder `name`: a short name or timm id, or a model file that holds one.
+
+    `weights` of a timm model: `pretrained` (timm's own, downloaded once), `random` (the same on every machine), or a
+    file: .safetensors, .pth/.pt/.bin (read without running code) or Google's .npz.
     """
+    if is_model_file(name):
+        if weights != PRETRAINED:
+            raise ConfigError(f"{name} brings its own weights: leave out --weights {weights}")
+        return _from_checkpoint(Path(name), crop_size)
     full = timm_id(name)
     if weights == PRETRAINED:
-        return _pretrained(full, crop_size), f"pretrained:{_tag(full)}"
+        return _loaded(_pretrained(full, crop_size), full, crop_size, f"pretrained:{_tag(full)}")
     if weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_RANDOM_SEED)
-            return _create(full, crop_size).eval(), f"random:{_RANDOM_SEED}"
-    model = _create(full, crop_size)
-    _load_file(model, full, Path(weights))
+            return _loaded(_create(full, crop_size), full, crop_size, f"random:{_RANDOM_SEED}")
+    model, path = _create(full, crop_size), Path(weights)
+    _load_file(model, full, path)
+    _check_finite(model, path)
+    return _loaded(model, full, crop_size, f"file:{path.name}", path)
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a backbone's name is a path."""
+    return os.sep in name or name.endswith(".safetensors")
+
+
+def _from_checkpoint(path: Path, crop_size: int) -> LoadedBackbone:
+    stored = Checkpoint.read(path)
+    if stored.model not in (FACTORISED_ENCODER, IMAGE):
+        raise WeightsError(
+            f"{path} holds a model ({stored.model}) that has no spatial encoder of its own: "
+            "pass a factorised encoder or an image ViT"
+        )
+    if crop_size != stored.spatial.crop_size:
+        raise ConfigError(
+            f"{path} looks at crops of {stored.spatial.crop_size} pixels, not {crop_size}: "
+            f"pass --crop-size {stored.spatial.crop_size}"
+        )
+    model = create_spatial_vit(stored.spatial)
+    try:
+        model.load_state_dict(stored.part("spatial."))
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the encoder that it describes: {error}") from error
+    _check_finite(model, path)
+    return LoadedBackbone(model.eval(), stored.spatial, f"file:{model_file(path).name}", model_file(path))
+
+
+def _loaded(
+    model: nn.Module, full: str, crop_size: int, source: str, file: Path | None = None
+) -> LoadedBackbone:
+    data: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    config = SpatialConfig(
+        name=full,
+        image_size=(crop_size, crop_size),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"] if data["interpolation"] == "bilinear" else "bicubic",
+    )
+    return LoadedBackbone(model.eval(), config, source, file)
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
     broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise WeightsError(
-            f"{weights} holds values that are not finite, the first in {broken[0]}: fetch the file again"
+            f"{path} holds values that are not finite, the first in {broken[0]}: fetch the file again"
         )
-    return model.eval(), f"file:{Path(weights).name}"
 
 
 def weights_sha256(model: nn.Module) -> str:
     """Digest of every tensor of the model, with its name, shape and type."""
+    return tensors_sha256(model.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of tensors, with their names, shapes and types."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
