@@ -13,6 +13,7 @@ from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.learner import Learner
+from vivit.stage2_temporal.model import TemporalModel
 from vivit.stage2_temporal.training_data import load_training_data
 
 
@@ -25,7 +26,7 @@ def bench(cache: FeatureCache, budget: int | None, options: argparse.Namespace) 
     )
     data = load_training_data(cache, config, device)
     dim = cache.shape("train")[3]
-    model = config.model(dim=dim, time=16, heads={"action": CLASSES})
+    model = TemporalModel(config.temporal_model(dim=dim, time=16, heads={"action": CLASSES}))
     learner = Learner(
         config, model, device=device, precision=precision, steps_per_epoch=data.batches.steps_per_epoch
     )

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from vivit.pipeline.backbones import tensors_sha256
 from vivit.pipeline.cache_settings import flattened
+from vivit.pipeline.checkpoint import FACTORISED_ENCODER, Checkpoint
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
@@ -19,8 +21,9 @@ from vivit.pipeline.workspace import nearest, storage_errors, write_atomically
 from vivit.stage2_temporal.evaluation import Evaluation, Labels, Logits, coverage_of, scores_of
 from vivit.stage2_temporal.loader import Features, Rows
 from vivit.stage2_temporal.model import ModelConfig, TemporalModel
-from vivit.stage2_temporal.run_folder import RunFolder, config_differences
+from vivit.stage2_temporal.run_folder import PRETRAIN, RunFolder, config_differences
 from vivit.stage2_temporal.scoring import AVERAGES, Average, clip_logits
+from vivit.stage2_temporal.time_sampling import TimeSampling, time_sampling
 
 _MATCHED = (
     "backbone.weights_sha256",
@@ -44,7 +47,7 @@ class EvaluateConfig:
     """What is evaluated, and how."""
 
     run: Path
-    """Run folder whose weights are used."""
+    """Run folder whose weights are used, or a model file."""
     cache: Path
     """Feature cache with the split."""
     split: str = "validation"
@@ -72,21 +75,29 @@ class EvaluateConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A temporal model that fits a cache."""
+
+    model: TemporalModel
+    epoch: int
+    sampling: TimeSampling
+    output: Path
+    """Folder for its scores."""
+
+
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Evaluate the weights of a run, and write the scores and the logits of each clip into its folder."""
-    run = RunFolder(config.run)
-    about = run.read_config()
+    """Evaluate the weights of a run or model file on a cache, and write the scores and the logits of each clip."""
     cache = FeatureCache.open(config.cache, allow_partial=config.allow_partial)
-    check_fit(about, cache, run=config.run)
+    trained = _of_model_file(config.run, cache) if is_model(config.run) else _of_run(config.run, cache)
     if config.split not in cache.splits:
         raise DataError(f"{cache.path} has no split {config.split!r}: it has {', '.join(cache.splits)}")
-    model, epoch = load_model(run)
     rows = cache.usable_rows(config.split)
     if not len(rows):
         raise DataError(
             f"split {config.split!r} of {cache.path} has no usable clip; the outcomes stand in its ledger"
         )
-    logits, num_views = _logits(config, cache, rows, model)
+    logits, num_views = _logits(config, cache, rows, trained.model, trained.sampling)
     labels = cache.manifest.labels(config.split)
     evaluation = Evaluation(
         run=str(config.run),
@@ -95,14 +106,63 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         split=config.split,
         average=config.average,
         num_views=num_views,
-        epoch=epoch,
+        epoch=trained.epoch,
         scores=scores_of(logits, labels, rows),
         coverage=coverage_of(cache.records(config.split)),
     )
     ids = [clip.clip_id for clip in cache.manifest.of_split(config.split)]
-    table = _table([ids[row] for row in rows], {h: v[rows] for h, v in labels.items()}, logits, num_views)
-    _write(run, evaluation, table)
+    table = clip_table([ids[row] for row in rows], {h: v[rows] for h, v in labels.items()}, logits, num_views)
+    write_evaluation(trained.output, evaluation, table)
     return evaluation
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is a whole model, a file or the run of an end-to-end training, and not a stage-2 run."""
+    return path.is_file() or RunFolder(path).read_config().get("kind") == PRETRAIN
+
+
+def output_folder(path: Path) -> Path:
+    """Folder for the scores of a run, or of a model file (beside it)."""
+    return RunFolder(path).evaluation if path.is_dir() else path.with_name(f"{path.stem}-evaluation")
+
+
+def _of_run(path: Path, cache: FeatureCache) -> _Trained:
+    run = RunFolder(path)
+    about = run.read_config()
+    check_fit(about, cache, run=path)
+    model, epoch = load_model(run)
+    return _Trained(model, epoch, run_sampling(about, cache), output_folder(path))
+
+
+def _of_model_file(path: Path, cache: FeatureCache) -> _Trained:
+    """The temporal half of a Factorised Encoder, on features that its own spatial half made."""
+    stored = Checkpoint.read(path)
+    if stored.model != FACTORISED_ENCODER:
+        raise CheckpointError(
+            f"{path} ({stored.model}) has no temporal half that could look at features: leave out --cache, "
+            "and pass the videos with --manifest or --dataset"
+        )
+    if tensors_sha256(stored.part("spatial.")) != cache.settings.backbone.weights_sha256:
+        raise CheckpointError(
+            f"{cache.path} was not made with the spatial half of {path}: extract with --backbone {path}"
+        )
+    config = ModelConfig.from_dict(dict(stored.rest))
+    if config.time != cache.settings.num_times:
+        raise CheckpointError(
+            f"{path} looks at {config.time} time steps, {cache.path} has {cache.settings.num_times}: extract with "
+            f"--num-frames {config.time * stored.spatial.tubelet}, or train on the cache with --init {path}"
+        )
+    check_classes(known_classes(stored), cache.manifest.heads, run=path, other=cache.path)
+    model = TemporalModel(config)
+    model.load_state_dict({k: v for k, v in stored.tensors.items() if not k.startswith("spatial.")})
+    return _Trained(
+        model, int(stored.metrics.get("epoch", 0)), TimeSampling(num_times=config.time), output_folder(path)
+    )
+
+
+def known_classes(stored: Checkpoint) -> dict[str, list[str] | int]:
+    """Per head of a model file the names of its classes, or their number where it has no names."""
+    return {head: stored.classes.get(head) or number for head, number in stored.rest["heads"].items()}
 
 
 def load_model(run: RunFolder) -> tuple[TemporalModel, int]:
@@ -139,20 +199,41 @@ def check_fit(run_config: Mapping[str, Any], cache: FeatureCache, *, run: Path) 
                 + "\n  ".join(differences)
                 + "\nextract with the run's settings, or pass another --cache"
             )
-    classes = config_differences({"heads": run_config["heads"]}, {"heads": cache.manifest.heads})
-    if classes:
-        listed = "\n  ".join(classes).replace(" asked for", " in the cache")
+    check_classes(run_config["heads"], cache.manifest.heads, run=run, other=cache.path)
+
+
+def check_classes(
+    trained: Mapping[str, list[str] | int], found: Mapping[str, list[str]], *, run: Path, other: Path
+) -> None:
+    """CheckpointError where the classes of `other` (a cache or manifest) are not those that a run was trained on.
+
+    Of a head whose classes have no names (a number stands for them) only the number is compared.
+    """
+    known = {
+        head: found[head] if head in found and len(found[head]) == names else names
+        for head, names in trained.items()
+    }
+    if differences := config_differences({"heads": known}, {"heads": found}):
+        what = "cache" if other.is_dir() else "manifest"
+        listed = "\n  ".join(differences).replace(" asked for", f" in the {what}")
         raise CheckpointError(
-            f"{cache.path} has other classes than {run} was trained on:\n  {listed}\n"
-            "make its manifest with the run's class lists, or pass another --cache"
+            f"{other} has other classes than {run} was trained on:\n  {listed}\n"
+            f"make its manifest with the run's class lists, or pass another {what}"
         )
 
 
+def run_sampling(run_config: Mapping[str, Any], cache: FeatureCache) -> TimeSampling:
+    """The time steps that a run looks at; all for a run from before it could look at fewer."""
+    training = run_config["training"]
+    return time_sampling(cache, training.get("num_frames"), training.get("frame_sampling") or "stride")
+
+
 def _logits(
-    config: EvaluateConfig, cache: FeatureCache, rows: Rows, model: TemporalModel
+    config: EvaluateConfig, cache: FeatureCache, rows: Rows, model: TemporalModel, sampling: TimeSampling
 ) -> tuple[Logits, int]:
     device = resolve_device(config.device)
-    features = Features(cache, config.split, rows, device=device, budget_bytes=config.memory_budget_bytes)
+    budget = config.memory_budget_bytes
+    features = Features(cache, config.split, rows, device=device, budget_bytes=budget, sampling=sampling)
     num_views = min(config.max_views or features.num_views, features.num_views)
     logits = clip_logits(
         model.to(device),
@@ -166,7 +247,8 @@ def _logits(
     return logits, num_views
 
 
-def _table(clip_ids: list[str], labels: Labels, logits: Logits, num_views: int) -> pa.Table:
+def clip_table(clip_ids: list[str], labels: Labels, logits: Logits, num_views: int) -> pa.Table:
+    """One row per evaluated clip: id, labels, logits [class] of each head, and the views that were averaged."""
     columns = {"clip_id": pa.array(clip_ids, pa.string())}
     columns |= {f"label/{head}": pa.array(values, pa.int32()) for head, values in labels.items()}
     for head, values in logits.items():
@@ -176,10 +258,11 @@ def _table(clip_ids: list[str], labels: Labels, logits: Logits, num_views: int) 
     return pa.table(columns)
 
 
-def _write(run: RunFolder, evaluation: Evaluation, table: pa.Table) -> None:
+def write_evaluation(folder: Path, evaluation: Evaluation, table: pa.Table) -> None:
+    """Write <split>.parquet and <split>.json into `folder`."""
     buffer = io.BytesIO()
     pa_parquet.write_table(table, buffer)
     text = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False)
-    with storage_errors(run.evaluation):
-        write_atomically(run.evaluation / f"{evaluation.split}.parquet", buffer.getvalue())
-        write_atomically(run.evaluation / f"{evaluation.split}.json", text.encode())
+    with storage_errors(folder):
+        write_atomically(folder / f"{evaluation.split}.parquet", buffer.getvalue())
+        write_atomically(folder / f"{evaluation.split}.json", text.encode())

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.stage2_temporal.objective import mix
+from vivit.stage2_temporal.time_sampling import TimeSampling
 
 Rows = npt.NDArray[np.int64]
 Residency = Literal["device", "memory", "disk"]
@@ -26,7 +28,7 @@ _READ_BYTES = 2**26
 """Bytes per read while features are brought into memory."""
 _READ_AHEAD = 4
 """Batches that are ready or being read while a step runs."""
-_ORDER_STREAM, _VIEW_STREAM = 0, 1
+_ORDER_STREAM, _VIEW_STREAM, _START_STREAM = 0, 1, 2
 
 
 class Features:
@@ -40,9 +42,15 @@ class Features:
         *,
         device: torch.device,
         budget_bytes: int | None = None,
+        sampling: TimeSampling | None = None,
     ) -> None:
+        """`sampling` says which of the stored time steps are given out; None gives out all.
+
+        All are kept, whatever it says: training draws others for each epoch.
+        """
         self._cache, self._split, self._rows, self._device = cache, split, rows, device
         _, self.num_views, self._time, self._dim = cache.shape(split)
+        self.sampling = sampling or TimeSampling(num_times=self._time)
         self.size_bytes = len(rows) * self.num_views * self._time * self._dim * 2
         self.residency = _residency(self.size_bytes, device, budget_bytes)
         self._resident = None if self.residency == "disk" else self._load()
@@ -55,24 +63,33 @@ class Features:
         """Whether a batch takes no reading or copying between memories, so that nothing is gained by reading ahead."""
         return self._resident is not None and self._resident.device.type == self._device.type
 
-    def one_view(self, positions: Rows, views: Rows) -> Tensor:
-        """Float16 tokens [clip, time, dim] on the device: of each clip, the view beside it."""
+    def one_view(self, positions: Rows, views: Rows, starts: Rows) -> Tensor:
+        """Float16 tokens [clip, time, dim] on the device: of each clip the view, and the time steps from the start, beside it."""
+        times = None if self.sampling.is_whole else torch.from_numpy(self.sampling.indices(starts))
         if self._resident is not None:
-            index = torch.from_numpy(views * len(self) + positions).to(self._resident.device)
-            return self._to_device(self._resident.flatten(0, 1).index_select(0, index))
+            place = self._resident.device
+            index = torch.from_numpy(views * len(self) + positions).to(place)
+            kept = self._resident.flatten(0, 1)
+            return self._to_device(
+                kept.index_select(0, index) if times is None else kept[index[:, None], times.to(place)]
+            )
         tokens = np.empty((len(positions), self._time, self._dim), np.float16)
         by_row = np.argsort(positions)  # rows of one block, side by side, are read from one file
         for view in np.unique(views):
             chosen = by_row[views[by_row] == view]
             tokens[chosen] = self._cache.read(self._split, self._rows[positions[chosen]], [int(view)])[:, 0]
-        return self._to_device(torch.from_numpy(tokens))
+        read = torch.from_numpy(tokens)
+        return self._to_device(read if times is None else read[torch.arange(len(read))[:, None], times])
 
     def first_views(self, positions: Rows, num_views: int) -> Tensor:
-        """Float16 tokens [clip, view, time, dim] on the device, of the first `num_views` views."""
+        """Float16 tokens [clip, view, time, dim] on the device, of the first `num_views` views: time steps from the middle start."""
+        times = self.sampling.of_middle
         if self._resident is not None:
             index = torch.from_numpy(positions).to(self._resident.device)
-            return self._to_device(self._resident[:num_views].index_select(1, index)).transpose(0, 1)
-        read = self._cache.read(self._split, self._rows[positions], range(num_views))
+            # In this order: choosing clips out of a tensor with steps would copy all of it first.
+            chosen = self._resident[:num_views].index_select(1, index)[:, :, times]
+            return self._to_device(chosen).transpose(0, 1)
+        read = self._cache.read(self._split, self._rows[positions], range(num_views))[:, :, times]
         return self._to_device(torch.from_numpy(np.ascontiguousarray(read)))
 
     def _load(self) -> Tensor:
@@ -104,9 +121,16 @@ class Batch:
     labels: dict[str, Tensor]
     """Class ids [batch] per head, -1 where unknown."""
 
+    def inputs(self, part: slice, share: float) -> Tensor:
+        """Tokens [part, time, dim] in float32, each clip mixed with its partner in the reversed batch."""
+        return mix(self.tokens.float(), share)[part]
+
 
 class TrainingBatches:
-    """The batches of each epoch: every clip once, in one of its views. A function of (seed, epoch) only."""
+    """The batches of each epoch: every clip once, in one of its views, from one of its starts.
+
+    A function of (seed, epoch) only.
+    """
 
     def __init__(
         self,
@@ -135,13 +159,15 @@ class TrainingBatches:
         """The batches of an epoch, from number `first` on."""
         order = epoch_order(self._seed, epoch, self._rows, self._num_rows)
         views = epoch_views(self._seed, epoch, self._rows, self._num_rows, self._features.num_views)
+        num_starts = self._features.sampling.num_starts
+        begin = epoch_starts(self._seed, epoch, self._rows, self._num_rows, num_starts)
         starts = range(first * self._batch_size, len(order), self._batch_size)
         batches = [order[start : start + self._batch_size] for start in starts]
 
         def make(positions: Rows) -> Batch:
             index = torch.from_numpy(positions).to(self._device)
             labels = {head: values[index] for head, values in self._labels.items()}
-            return Batch(self._features.one_view(positions, views[positions]), labels)
+            return Batch(self._features.one_view(positions, views[positions], begin[positions]), labels)
 
         return map(make, batches) if self._features.is_ready else read_ahead(make, batches)
 
@@ -154,6 +180,11 @@ def epoch_order(seed: int, epoch: int, rows: Rows, num_rows: int) -> Rows:
 def epoch_views(seed: int, epoch: int, rows: Rows, num_rows: int, num_views: int) -> Rows:
     """The view [clip] of each row; it depends on (seed, epoch, row) only."""
     return (_words(seed, epoch, _VIEW_STREAM, num_rows)[rows] % np.uint64(num_views)).astype(np.int64)
+
+
+def epoch_starts(seed: int, epoch: int, rows: Rows, num_rows: int, num_starts: int) -> Rows:
+    """The first time step [clip] of each row; it depends on (seed, epoch, row) only."""
+    return (_words(seed, epoch, _START_STREAM, num_rows)[rows] % np.uint64(num_starts)).astype(np.int64)
 
 
 def _words(seed: int, epoch: int, stream: int, count: int) -> npt.NDArray[np.uint64]:

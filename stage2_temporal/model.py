@@ -1,6 +1,6 @@
 """The stage-2 model: adapter, temporal half, one linear head per label column."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -19,13 +19,13 @@ class ModelConfig:
     dim: int
     """Channels of a token."""
     time: int
-    """Time steps of a view."""
+    """Time steps that are looked at."""
     heads: dict[str, int]
     """Number of classes per head."""
     adapter: str = "bottleneck"
-    """Name of the adapter between the spatial encoder and the temporal half; `none` for no adapter."""
+    """Adapter between the spatial encoder and the temporal half: `bottleneck`, `linear`, `temporal-conv` or `none`."""
     adapter_width: int | None = None
-    """Channels inside the adapter; None is a quarter of `dim`."""
+    """Channels inside a bottleneck or temporal-conv adapter; None is a quarter of `dim`."""
     temporal: str = "transformer"
     """`transformer`, or `mean` for the mean over time."""
     depth: int = 4
@@ -80,14 +80,29 @@ class TemporalModel(nn.Module):
         self.config = config
         self.adapter = create_adapter(config.adapter, config.dim, config.resolved_adapter_width)
         self.temporal = TEMPORAL[config.temporal](config)
-        self.heads = nn.ModuleDict(
-            {head: _zero_linear(config.dim, classes) for head, classes in config.heads.items()}
-        )
+        self.heads = class_heads(config.dim, config.heads)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """Logits [batch, class] per head of tokens [batch, time, dim]."""
         vector = self.temporal(self.adapter(tokens))
         return {name: head(vector) for name, head in self.heads.items()}
+
+
+def parameter_counts(model: TemporalModel) -> dict[str, int]:
+    """Trainable parameters of `adapter`, `temporal` and `heads`, and of all together as `total`."""
+    counts = {
+        name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+        for name, part in model.named_children()
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def parameters_in_words(model: TemporalModel) -> str:
+    """`parameters: adapter 18,624, temporal 1,779,264, heads 9,650, in all 1,807,538`."""
+    counts = parameter_counts(model)
+    total = counts.pop("total")
+    parts = [f"{name} {count:,}" for name, count in counts.items()]
+    return ", ".join([f"parameters: {parts[0]}", *parts[1:], f"in all {total:,}"])
 
 
 def _transformer(config: ModelConfig) -> nn.Module:
@@ -108,11 +123,12 @@ TEMPORAL: dict[str, Callable[[ModelConfig], nn.Module]] = {
 """Makers of the temporal half by name: a module from tokens [batch, time, dim] to vectors [batch, dim]."""
 
 
-def _zero_linear(dim: int, classes: int) -> nn.Linear:
-    linear = nn.Linear(dim, classes)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
+def class_heads(dim: int, heads: Mapping[str, int]) -> nn.ModuleDict:
+    """One linear map per head, from `dim` channels to its classes; all zeros, as in the reference."""
+    linears = nn.ModuleDict({head: nn.Linear(dim, classes) for head, classes in heads.items()})
+    for parameter in linears.parameters():
+        nn.init.zeros_(parameter)
+    return linears
 
 
 def _check_heads(heads: dict[str, int]) -> None:

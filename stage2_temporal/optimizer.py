@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from vivit.stage2_temporal.config import TrainConfig
+from vivit.stage2_temporal.optimisation import Optimisation
 
 _MOMENTUM = 0.9
 _NO_DECAY = ("cls_token", "pos_embed")
@@ -19,11 +19,16 @@ def learning_rate(step: int, *, base: float, warmup_steps: float, total_steps: i
     return base * rise * 0.5 * (1 + math.cos(math.pi * passed))
 
 
-def create_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """AdamW or SGD with momentum, fused where PyTorch has it; set the learning rate before each step."""
+def create_optimizer(model: nn.Module, config: Optimisation) -> Optimizer:
+    """AdamW or SGD with momentum, fused where PyTorch has it, for all parameters that are not frozen.
+
+    Set the learning rate before each step.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         exempt = parameter.ndim <= 1 or name.endswith(_NO_DECAY)
         (free if exempt else decayed).append(parameter)
     groups = [

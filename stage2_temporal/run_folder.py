@@ -25,24 +25,36 @@ from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.folder_lock import folder_lock
+from vivit.pipeline.tensor_file import read_tensors, write_tensors
 from vivit.pipeline.workspace import storage_errors, write_atomically
 from vivit.stage2_temporal.config import TrainConfig
-from vivit.stage2_temporal.tensor_file import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
 RUN_FORMAT = 1
-_COMPARED = ("training", "model", "heads", "data", "cache.settings")
+TEMPORAL, PRETRAIN = "temporal", "pretrain"
+"""Kinds of runs: a temporal half on a cache, and an end-to-end training on videos."""
+_COMPARED = ("kind", "training", "model", "heads", "data", "cache.settings")
 """Parts of the configuration that must be equal for a run to go on."""
-_REQUIRED: dict[str, type] = {
-    "training": dict,
-    "model": dict,
-    "heads": dict,
-    "data": dict,
-    "cache": dict,
-    "cache.path": str,
-    "cache.identity": str,
-    "cache.settings": dict,
+_REQUIRED: dict[str, dict[str, type]] = {
+    TEMPORAL: {
+        "training": dict,
+        "model": dict,
+        "heads": dict,
+        "data": dict,
+        "cache": dict,
+        "cache.path": str,
+        "cache.identity": str,
+        "cache.settings": dict,
+    },
+    PRETRAIN: {
+        "training": dict,
+        "model": dict,
+        "heads": dict,
+        "data": dict,
+        "manifest": str,
+        "data_root": str,
+    },
 }
 """Parts of the configuration that are read again, each after the one that holds it."""
 _MAX_VALUE_LENGTH = 80
@@ -82,8 +94,11 @@ def _labels_digest(cache: FeatureCache, config: TrainConfig) -> str:
 
 
 def cache_of(run: Path) -> Path:
-    """The cache that a run was trained on; CheckpointError where it is gone."""
-    path = Path(RunFolder(run).read_config()["cache"]["path"])
+    """The cache that a run was trained on; CheckpointError where it is gone, or was none."""
+    config = RunFolder(run).read_config()
+    if "cache" not in config:
+        raise CheckpointError(f"{run} was trained on videos, not on a cache: pass --cache")
+    path = Path(config["cache"]["path"])
     if not path.exists():
         raise CheckpointError(f"the cache that {run} was trained on, {path}, is not there: pass --cache")
     return path
@@ -118,11 +133,11 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.config_path} has format {found}; this vivit reads format {RUN_FORMAT}: train again"
             )
-        for part, kind in _REQUIRED.items():
+        for part, wanted in _REQUIRED.get(config.get("kind", TEMPORAL), {"kind": int}).items():
             value: Any = config
             for name in part.split("."):
                 value = value.get(name)
-            if not isinstance(value, kind):
+            if not isinstance(value, wanted):
                 raise CheckpointError(
                     f"{self.config_path} is damaged (it has no {part}): restore it, or train again with another --run"
                 )
@@ -183,9 +198,9 @@ class RunFolder:
 
     def load_model(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights that evaluation uses, and the metrics of their epoch."""
-        remedy = "run the same `vivit train-temporal` command again"
+        remedy = "run the command that trained it again"
         if self.model_path.exists():
-            remedy = f"delete {self.state_path.parent} and run the same `vivit train-temporal` command again"
+            remedy = f"delete {self.state_path.parent} and run the command that trained it again"
         return read_tensors(self.model_path, remedy=remedy)
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:

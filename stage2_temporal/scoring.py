@@ -43,7 +43,7 @@ def clip_logits(
         with autocast(device, precision):
             logits = model(tokens.flatten(0, 1).float())
         for head, values in logits.items():
-            made[head].append(_averaged(values.float().unflatten(0, (-1, views)), average).cpu())
+            made[head].append(averaged(values.float().unflatten(0, (-1, views)), average).cpu())
     model.train(was_training)
     return {
         head: torch.cat(parts).numpy() if parts else np.zeros((0, model.config.heads[head]), np.float32)
@@ -51,7 +51,7 @@ def clip_logits(
     }
 
 
-def _averaged(logits: Tensor, average: Average) -> Tensor:
+def averaged(logits: Tensor, average: Average) -> Tensor:
     """Logits [clip, class] of logits [clip, view, class]."""
     if average == "logits":
         return logits.mean(dim=1)

@@ -15,6 +15,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import UNKNOWN
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.loader import Features, Rows, TrainingBatches
+from vivit.stage2_temporal.time_sampling import TimeSampling, time_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,15 @@ def load_training_data(cache: FeatureCache, config: TrainConfig, device: torch.d
     for head, values in labels.items():
         if not (values[rows] != UNKNOWN).any():
             logger.warning("head %s has no label in split %s: it learns nothing", head, split)
-    features = Features(cache, split, rows, device=device, budget_bytes=config.memory_budget_bytes)
+    sampling = time_sampling(cache, config.num_frames, config.frame_sampling)
+    budget = config.memory_budget_bytes
+    features = Features(cache, split, rows, device=device, budget_bytes=budget, sampling=sampling)
     batches = TrainingBatches(
         features, rows, labels, batch_size=config.batch_size, seed=config.seed, device=device
     )
-    left = config.memory_budget_bytes
-    if left is not None and features.residency != "disk":
-        left -= features.size_bytes
-    validation, validation_rows, validation_labels = _validation(cache, config, device, left)
+    if budget is not None and features.residency != "disk":
+        budget -= features.size_bytes
+    validation, validation_rows, validation_labels = _validation(cache, config, device, budget, sampling)
     logger.info("%d clips to learn from, features in %s", len(rows), features.residency)
     return TrainingData(
         batches=batches,
@@ -83,7 +85,11 @@ def labelled_rows(rows: Rows, labels: Mapping[str, npt.NDArray[np.int32]]) -> Ro
 
 
 def _validation(
-    cache: FeatureCache, config: TrainConfig, device: torch.device, budget_bytes: int | None
+    cache: FeatureCache,
+    config: TrainConfig,
+    device: torch.device,
+    budget_bytes: int | None,
+    sampling: TimeSampling,
 ) -> tuple[Features | None, Rows, Labels]:
     split = config.validation_split
     nothing = np.zeros(0, np.int64)
@@ -94,7 +100,7 @@ def _validation(
     if not len(rows):
         logger.warning("split %s has no usable labelled clips: the last epoch is kept, not the best", split)
         return None, nothing, {}
-    features = Features(cache, split, rows, device=device, budget_bytes=budget_bytes)
+    features = Features(cache, split, rows, device=device, budget_bytes=budget_bytes, sampling=sampling)
     return features, rows, {head: values[rows] for head, values in labels.items()}
 
 

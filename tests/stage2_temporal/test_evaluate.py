@@ -158,10 +158,14 @@ def test_damaged_or_missing_weights_are_an_error(cache: FeatureCache, run: Path,
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged.*train-temporal"):
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is damaged.*run the command that trained it"
+    ):
         evaluate(config)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors does not exist: run the same"):
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors does not exist: run the command that trained it"
+    ):
         evaluate(config)
     with pytest.raises(CheckpointError, match=r"is not a run: it has no config\.json"):
         evaluate(EvaluateConfig(run=tmp_path / "nothing", cache=cache.path))

@@ -4,12 +4,17 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig
+from vivit.stage2_temporal.config import TrainConfig
+from vivit.stage2_temporal.init_source import read_source
+from vivit.stage2_temporal.initialisation import initialise
 from vivit.stage2_temporal.metrics import action_in_top, correct_in_top
 from vivit.stage2_temporal.model import ModelConfig, TemporalModel
 
@@ -26,6 +31,35 @@ def test_the_temporal_half_computes_what_the_reference_does(shared: Callable[[st
     model = _model(parameters, tokens)
     with torch.no_grad():
         vectors, logits = model.temporal(tokens), model(tokens)["any"]
+    np.testing.assert_allclose(vectors, golden["temporal_cls"], rtol=0, atol=TOKEN_TOLERANCE)
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=LOGIT_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["model file", "the reference's own file"])
+def test_a_training_that_starts_from_the_reference_is_the_reference(
+    shared: Callable[[str], Path], make_cache: Any, tmp_path: Path, kind: str
+) -> None:
+    golden = np.load(shared("golden/scenic_fe_i.npz"), allow_pickle=False)
+    parameters = {key[7:]: torch.from_numpy(golden[key]) for key in golden if key.startswith("params/")}
+    tokens = torch.from_numpy(golden["spatial_cls"])
+    reference = _model(parameters, tokens)
+    path, head = shared("golden/scenic_fe_i_checkpoint"), "action"
+    if kind == "model file":
+        path, head = tmp_path / "fe.safetensors", "any"
+        Checkpoint(
+            model="fe",
+            spatial=SpatialConfig(name="vit_base_patch16_224", tubelet=2),
+            rest=reference.config.to_dict(),
+            source="golden",
+            tensors=reference.state_dict(),
+        ).write(path)
+    features = golden["spatial_cls"][:, None]
+    cache = make_cache({"train": (features, {head: [0, 1]})}, classes={head: 11}, num_frames=8)
+    config = TrainConfig(cache=cache.path, run=tmp_path / "run", init=str(path))
+    model = TemporalModel(config.temporal_model(dim=48, time=4, heads={head: 11})).eval()
+    initialise(model, read_source(config.init, cache.settings), cache.manifest.heads)
+    with torch.no_grad():
+        vectors, logits = model.temporal(model.adapter(tokens)), model(tokens)[head]
     np.testing.assert_allclose(vectors, golden["temporal_cls"], rtol=0, atol=TOKEN_TOLERANCE)
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=LOGIT_TOLERANCE)
 

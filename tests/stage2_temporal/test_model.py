@@ -8,8 +8,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vivit.pipeline.errors import ConfigError
-from vivit.stage2_temporal.adapter import ADAPTERS, BottleneckAdapter, create_adapter
-from vivit.stage2_temporal.model import ModelConfig, TemporalModel
+from vivit.stage2_temporal.adapter import (
+    ADAPTERS,
+    BottleneckAdapter,
+    LinearAdapter,
+    TemporalConvAdapter,
+    create_adapter,
+)
+from vivit.stage2_temporal.model import ModelConfig, TemporalModel, parameter_counts, parameters_in_words
 from vivit.stage2_temporal.temporal import TemporalTransformer, default_num_heads, drop_path_rates
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -29,9 +35,11 @@ def _randomised(module: Module) -> Module:
     return module
 
 
-def test_a_fresh_adapter_changes_nothing() -> None:
-    tokens = torch.randn(2, 5, 24)
-    with_adapter, without = _model(adapter="bottleneck"), _model(adapter="none")
+@pytest.mark.parametrize("time", [1, 5])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_fresh_adapter_changes_no_bit(name: str, time: int) -> None:
+    tokens = torch.randn(2, time, 24)
+    with_adapter, without = _model(adapter=name, time=time), _model(adapter="none", time=time)
     for model in (with_adapter, without):
         _randomised(model.temporal)
         _randomised(model.heads)
@@ -48,6 +56,64 @@ def test_the_adapter_is_a_residual_bottleneck() -> None:
     expected = tokens + hidden @ adapter.up.weight.T + adapter.up.bias
     torch.testing.assert_close(adapter(tokens), expected)
     assert adapter.down.weight.shape == (2, 6)
+
+
+def test_the_linear_adapter_is_a_residual_map() -> None:
+    adapter = _randomised(LinearAdapter(dim=6))
+    tokens = torch.randn(3, 4, 6)
+    expected = tokens + tokens @ adapter.change.weight.T + adapter.change.bias
+    torch.testing.assert_close(adapter(tokens), expected)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 7])
+def test_the_temporal_convolution_sees_one_neighbour_on_each_side(time: int) -> None:
+    adapter = _randomised(TemporalConvAdapter(dim=6, width=2))
+    assert adapter.conv.bias is not None
+    tokens = torch.randn(3, time, 6)
+    down = tokens @ adapter.down.weight.T + adapter.down.bias
+    before, behind = F.pad(down, (0, 0, 1, 0))[:, :-1], F.pad(down, (0, 0, 0, 1))[:, 1:]
+    kernel = adapter.conv.weight[:, 0]
+    mixed = before * kernel[:, 0] + down * kernel[:, 1] + behind * kernel[:, 2] + adapter.conv.bias
+    hidden = F.gelu(mixed, approximate="tanh")
+    expected = tokens + hidden @ adapter.up.weight.T + adapter.up.bias
+    torch.testing.assert_close(adapter(tokens), expected)
+
+
+def test_a_fresh_temporal_convolution_passes_on_what_it_gets() -> None:
+    fresh, values = TemporalConvAdapter(dim=6, width=4).conv, torch.randn(2, 4, 5)
+    assert torch.equal(fresh(values), values)
+
+
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"none"}))
+def test_an_adapter_learns_from_the_first_step(name: str) -> None:
+    model = _model(adapter=name)
+    _randomised(model.heads)
+    model(torch.randn(4, 5, 24))["verb"][:, 0].sum().backward()
+    assert any(parameter.grad.any() for parameter in model.adapter.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        ("bottleneck", 24 * 6 * 2 + 6 + 24),
+        ("linear", 24 * 25),
+        ("temporal-conv", 24 * 6 * 2 + 30 + 24),
+        ("none", 0),
+    ],
+)
+def test_parameters_are_counted_by_part(adapter: str, expected: int) -> None:
+    model = _model(adapter=adapter)
+    counts = parameter_counts(model)
+    block = 24 * 24 * 4 + 24 * 4 + 2 * 24 * 96 + 96 + 24 + 4 * 24
+    assert counts["adapter"] == expected
+    assert counts["temporal"] == 2 * block + 24 + 6 * 24 + 2 * 24
+    assert counts["heads"] == 25 * 7
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert parameters_in_words(model) == (
+        f"parameters: adapter {expected}, temporal {counts['temporal']:,}, heads 175, in all {counts['total']:,}"
+    )
+    model.heads.requires_grad_(False)
+    assert parameter_counts(model)["heads"] == 0
 
 
 def test_a_registered_adapter_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ import torch
 from vivit.pipeline import workspace
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, StorageError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.tensor_file import read_tensors
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.learner import Learner
 from vivit.stage2_temporal.loader import Batch
 from vivit.stage2_temporal.run_folder import RunFolder, cache_of, default_run_name
 from vivit.stage2_temporal.running_loss import DivergedError
-from vivit.stage2_temporal.tensor_file import read_tensors
 from vivit.stage2_temporal.train import TrainResult, train
 from vivit.stage2_temporal.validation import validation_metrics
 
@@ -133,7 +133,7 @@ def test_a_run_killed_while_it_saves_ends_as_an_uninterrupted_one(
         patch.setattr(RunFolder, method, killed_at_second_call)
         if method == "save_model":
             # The best epoch may be the first: make each epoch the best.
-            patch.setattr("vivit.stage2_temporal.train.best_epoch", lambda history: history[-1])
+            patch.setattr("vivit.stage2_temporal.fit.best_epoch", lambda history: history[-1])
         with pytest.raises(Killed):
             train(config("parts"))
     train(config("parts"))
@@ -160,7 +160,7 @@ def test_a_second_ctrl_c_does_not_wait(config: MakeConfig, monkeypatch: pytest.M
         train(config())
 
 
-@pytest.mark.parametrize("where", ["load_training_data", "_resume"])
+@pytest.mark.parametrize("where", ["load_training_data", "resume"])
 def test_ctrl_c_before_the_first_step_loses_nothing_and_says_so(
     config: MakeConfig, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -371,10 +371,10 @@ def test_a_full_disk_is_an_error_that_names_the_place(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("vivit.stage2_temporal.tensor_file.write_atomically", full)
+    monkeypatch.setattr("vivit.pipeline.tensor_file.write_atomically", full)
     with pytest.raises(StorageError, match=r"the disk is full at .*model\.safetensors"):
         train(config())
-    monkeypatch.setattr("vivit.stage2_temporal.tensor_file.write_atomically", workspace.write_atomically)
+    monkeypatch.setattr("vivit.pipeline.tensor_file.write_atomically", workspace.write_atomically)
     assert train(config()).resumed_from == 0
 
 
@@ -387,7 +387,7 @@ def test_a_disk_that_is_full_for_the_curves_costs_nothing_that_is_saved(
 
     train(config("whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(f"vivit.stage2_temporal.train.SummaryWriter.{method}", full)
+        patch.setattr(f"vivit.stage2_temporal.fit.SummaryWriter.{method}", full)
         with pytest.raises(StorageError, match=r"the disk is full at .*tensorboard"):
             train(config("parts"))
     assert train(config("parts")).resumed_from == (STEPS_PER_EPOCH if method == "add_scalar" else 12)
@@ -400,7 +400,7 @@ def test_a_full_disk_does_not_hide_an_interruption(
     def full(writer: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vivit.stage2_temporal.train.SummaryWriter.close", full)
+    monkeypatch.setattr("vivit.stage2_temporal.fit.SummaryWriter.close", full)
     _at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(InterruptedRunError, match="stopped after step 2"):
         train(config())
