@@ -13,6 +13,8 @@ from vivit.pipeline.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_SOME_CLIPS_
 
 if TYPE_CHECKING:
     from vivit.end_to_end.demo import DemoResult
+    from vivit.end_to_end.predict import Prediction
+    from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage2_temporal.evaluation import Evaluation
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 
 _DATA, _VIEWS, _ENCODER, _RUNNING = "Data", "Views", "Encoder", "Running"
+_MODEL, _LEARNING = "Model", "Learning"
 
 Workdir = Annotated[
     Path,
@@ -43,6 +46,140 @@ Cache = Annotated[
 Run = Annotated[
     str | None,
     typer.Option(help="Run folder: a path with a /, or a name below WORKDIR/runs.", rich_help_panel=_DATA),
+]
+Trained = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="Run folder (a path with a /, or a name below WORKDIR/runs), or a model file. [dim]Default: the newest run.[/]",
+        rich_help_panel=_DATA,
+    ),
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
+]
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest", help="Manifest (.parquet or .csv) instead of a data set.", rich_help_panel=_DATA
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Source frames from one frame to the next. [dim]Default: 2.[/]", rich_help_panel=_VIEWS
+    ),
+]
+Fps = Annotated[
+    float | None, typer.Option(help="Resample to this rate before the stride.", rich_help_panel=_VIEWS)
+]
+Flip = Annotated[
+    float | None,
+    typer.Option(
+        help="Probability of mirroring a training view. [dim]Default: 0.5.[/]", rich_help_panel=_VIEWS
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
+        rich_help_panel=_ENCODER,
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Clips per step. [dim]Default: 64.[/]", rich_help_panel=_LEARNING)
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Times that each clip is used. [dim]Default: 30.[/]", rich_help_panel=_LEARNING),
+]
+Optimizer = Annotated[
+    str | None, typer.Option(help="adamw or sgd. [dim]Default: adamw.[/]", rich_help_panel=_LEARNING)
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option(help="Weight decay of the matrices. [dim]Default: 0.05.[/]", rich_help_panel=_LEARNING),
+]
+WarmupEpochs = Annotated[
+    float | None, typer.Option(help="Epochs of linear warm-up; then cosine.", rich_help_panel=_LEARNING)
+]
+LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of each target spread over all classes. [dim]Default: 0.1.[/]", rich_help_panel=_LEARNING
+    ),
+]
+Mixup = Annotated[
+    float | None,
+    typer.Option(help="Alpha of mixup; 0 is off. [dim]Default: 0.[/]", rich_help_panel=_LEARNING),
+]
+Ema = Annotated[
+    float | None,
+    typer.Option(help="Decay of averaged weights. [dim]Default: off.[/]", rich_help_panel=_LEARNING),
+]
+ClipGrad = Annotated[
+    float | None,
+    typer.Option(help="Largest norm of the gradient. [dim]Default: 1.[/]", rich_help_panel=_LEARNING),
+]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        help="Parts that a batch goes through the model in: less memory, the same step. [dim]Default: 1.[/]",
+        rich_help_panel=_LEARNING,
+    ),
+]
+ValidateEvery = Annotated[
+    int | None,
+    typer.Option(
+        help="Epochs from one validation to the next. [dim]Default: 1.[/]", rich_help_panel=_LEARNING
+    ),
+]
+TrainingSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="Seed of initialisation, order and augmentation. [dim]Default: 0.[/]",
+        rich_help_panel=_LEARNING,
+    ),
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Start of the temporal half: a model file or run (warm-up, imported, VideoMAE, ...), spatial (the last "
+        "blocks of the spatial ViT), or scratch. [dim]Default: scratch.[/]",
+        rich_help_panel=_MODEL,
+    ),
+]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        help="Blocks of the temporal transformer. [dim]Default: those of --init, else 4.[/]",
+        rich_help_panel=_MODEL,
+    ),
+]
+AttentionHeads = Annotated[
+    int | None,
+    typer.Option(
+        "--heads",
+        help="Attention heads of the temporal half. [dim]Default: those of --init, else one per 64 channels.[/]",
+        rich_help_panel=_MODEL,
+    ),
+]
+MlpRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Hidden channels of the temporal MLPs, in units of a token's. [dim]Default: those of --init, else 4.[/]",
+        rich_help_panel=_MODEL,
+    ),
+]
+AdapterWidth = Annotated[
+    int | None,
+    typer.Option(
+        help="Channels inside the adapter. [dim]Default: a quarter of a token's.[/]", rich_help_panel=_MODEL
+    ),
+]
+DecodeThreads = Annotated[
+    int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
 ]
 DataRoot = Annotated[
     Path | None,
@@ -151,51 +288,79 @@ def prepare(
 
 
 @app.command(
-    epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
-    "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
-    "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16"
+    epilog="[b]Examples:[/] vivit pretrain --dataset ek100 --backbone vit_b16 --num-frames 8 --stride 8 --run warm-up\n\n"
+    "vivit pretrain --manifest clips.csv --model factorised-self-attention --tubelet 2\n\n"
+    "torchrun --nproc-per-node 4 -m vivit pretrain --dataset ek100 --backbone vit_l16   [dim]# 4 GPUs[/]"
 )
-def extract(
-    dataset: Annotated[
-        str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(help="Manifest (.parquet or .csv) instead of a data set.", rich_help_panel=_DATA),
-    ] = None,
+def pretrain(
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
     data_root: DataRoot = None,
     annotations: Annotations = None,
+    run: Run = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="fe (Factorised Encoder), joint, factorised-self-attention or factorised-dot-product. [dim]Default: fe.[/]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="vit_ti16, vit_s16, vit_b16, vit_l16, ... or any timm id. [dim]Default: vit_b16.[/]",
+            help="Image ViT to start from: vit_b16, ... any timm ViT, or a model file. [dim]Default: vit_b16.[/]",
             rich_help_panel=_ENCODER,
         ),
     ] = None,
-    weights: Annotated[
+    weights: Weights = None,
+    tubelet: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames that one token looks at. [dim]Default: the backbone's; 1 for an image ViT.[/]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    inflation: Annotated[
         str | None,
         typer.Option(
-            help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
-            rich_help_panel=_ENCODER,
+            help="A tubelet's kernel from an image's: central or average frame. [dim]Default: central.[/]",
+            rich_help_panel=_MODEL,
         ),
     ] = None,
-    precision: Precision = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Frame crops per forward pass. [dim]Default: 32.[/]", rich_help_panel=_ENCODER),
+    init: Init = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Half that is not trained: none, spatial or temporal. [dim]Default: none.[/]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    depth: Depth = None,
+    heads: AttentionHeads = None,
+    mlp_ratio: MlpRatio = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="bottleneck, linear, temporal-conv or none. [dim]Default: none.[/]", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    adapter_width: AdapterWidth = None,
+    drop_path: Annotated[
+        float | None,
+        typer.Option(
+            help="Stochastic depth of the last blocks. [dim]Default: 0.[/]", rich_help_panel=_LEARNING
+        ),
     ] = None,
     num_frames: Annotated[
-        int | None, typer.Option(help="Frames per view. [dim]Default: 32.[/]", rich_help_panel=_VIEWS)
+        int | None, typer.Option(help="Frames per view. [dim]Default: 8.[/]", rich_help_panel=_VIEWS)
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
-            help="Source frames from one frame to the next. [dim]Default: 2.[/]", rich_help_panel=_VIEWS
+            help="Source frames from one frame to the next. [dim]Default: 8.[/]", rich_help_panel=_VIEWS
         ),
     ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Resample to this rate before the stride.", rich_help_panel=_VIEWS)
-    ] = None,
+    fps: Fps = None,
     resize: Annotated[
         int | None,
         typer.Option(
@@ -206,12 +371,190 @@ def extract(
         int | None,
         typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
     ] = None,
-    flip: Annotated[
+    scale_max: Annotated[
         float | None,
         typer.Option(
-            help="Probability of mirroring a training view. [dim]Default: 0.5.[/]", rich_help_panel=_VIEWS
+            help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
         ),
     ] = None,
+    flip: Flip = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    checkpoint_gradients: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-gradients",
+            help="Compute inner results twice instead of keeping them: less memory, more time.",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = False,
+    optimizer: Optimizer = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate. [dim]Default: 0.0001.[/]", rich_help_panel=_LEARNING),
+    ] = None,
+    weight_decay: WeightDecay = None,
+    warmup_epochs: WarmupEpochs = None,
+    label_smoothing: LabelSmoothing = None,
+    mixup: Mixup = None,
+    clip_grad: ClipGrad = None,
+    ema: Ema = None,
+    validate_every: ValidateEvery = None,
+    seed: TrainingSeed = None,
+    decode_threads: DecodeThreads = None,
+    device: Device = None,
+    precision: Precision = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Train a whole video model end to end on few frames: the warm-up that both stages start from, and baselines.
+
+    The run serves as --backbone of `extract`, as --init of `train-temporal`, and with `evaluate` and `predict`. The same
+    command again goes on after an interruption.
+    """
+    from dataclasses import replace
+
+    from vivit.end_to_end.config import WARM_UP_VIEWS, PretrainConfig
+    from vivit.end_to_end.pretrain import default_run_name
+    from vivit.end_to_end.pretrain import pretrain as run_pretrain
+    from vivit.pipeline.workspace import Workspace, file_name
+
+    workspace = Workspace(workdir)
+    clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
+    backbone = backbone or PretrainConfig.backbone
+    views = _views(
+        clips.dataset, backbone, WARM_UP_VIEWS, num_frames=num_frames, stride=stride, fps=fps, resize=resize,
+        crop_size=crop_size, scale_max=scale_max, flip=flip,
+    )  # fmt: skip
+    config = PretrainConfig(
+        manifest=manifest or workspace.manifests / f"{clips.dataset}.parquet",
+        data_root=root,
+        run=workspace.runs,
+        views=views,
+        checkpoint_gradients=checkpoint_gradients,
+        **_given(
+            model=model, backbone=backbone, weights=weights, tubelet=tubelet, inflation=inflation, init=init,
+            freeze=freeze, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, adapter=adapter, adapter_width=adapter_width,
+            drop_path=drop_path, epochs=epochs, batch_size=batch_size, accumulate=accumulate, optimizer=optimizer,
+            learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
+            label_smoothing=label_smoothing, mixup=mixup, clip_grad=clip_grad, ema=ema,
+            validate_every=validate_every, seed=seed, decode_threads=decode_threads, device=device,
+            precision=precision,
+        ),
+    )  # fmt: skip
+    name = run or default_run_name(config, file_name(clips.dataset))
+    config = replace(config, run=_below(workspace.runs, name, ""))
+    _print_settings("pretrain", vars(config) | {"warmup_epochs": config.resolved_warmup_epochs})
+    result = run_pretrain(config)
+    print(
+        f"trained {result.trained_parameters:,} parameters on {result.num_clips} clips; "
+        f"best epoch: {_best(result.best)}"
+    )
+    print(f"run: {result.run}")
+    print(f"next: vivit extract --backbone {result.run} ..., then vivit train-temporal --init {result.run}")
+    if result.left_out:
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in result.left_out.items())
+        print(f"readings of clips that failed: {listed}", file=sys.stderr)
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
+
+
+@app.command(
+    "import-weights",
+    epilog="[b]Examples:[/] vivit import-weights vivit_base_k400/checkpoint\n\n"
+    "vivit import-weights checkpoint --heads noun=300,verb=97 --output ek100.safetensors\n\n"
+    "vivit import-weights vivit-b-16x2-kinetics400/   [dim]# a Hugging Face folder[/]\n\n"
+    "vivit import-weights videomae_pretrain_base.pth",
+)
+def import_weights(
+    path: Annotated[Path, typer.Argument(help="File, or Hugging Face folder, with the weights.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write. [dim]Default: WORKDIR/weights/<name>.safetensors.[/]"),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="auto, scenic, google (.npz), timm, huggingface or videomae.")
+    ] = "auto",
+    backbone: Annotated[
+        str | None, typer.Option(help="timm id of the ViT, where the file does not tell.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="joint or factorised-dot-product, where the file does not tell.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Split the classifier: noun=300,verb=97. [dim]Default: one head, action.[/]"),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of a crop in pixels, where the file does not tell.")
+    ] = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Turn published weights into a model file: Scenic (ViViT), Google ViT, timm, Hugging Face ViViT, VideoMAE.
+
+    The file serves as --backbone of `extract` (its spatial half), as --init of `train-temporal` (its temporal half), and
+    as --run of `evaluate` and `predict`.
+    """
+    from vivit.pipeline.weights import import_weights as run_import
+
+    stored = run_import(
+        path, kind=kind, backbone=backbone, model=model, heads=_counts(heads),
+        image_size=None if image_size is None else (image_size, image_size),
+    )  # fmt: skip
+    from vivit.pipeline.workspace import file_name
+
+    name = file_name(path.resolve().name if path.suffix == "" else path.stem)
+    target = output or workdir / "weights" / f"{name}.safetensors"
+    stored.write(target)
+    _print_imported(stored, target)
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
+    "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
+    "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
+    "vivit extract --dataset ek100 --backbone vivit-work/runs/warm-up   [dim]# the spatial half of a warm-up[/]"
+)
+def extract(
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    annotations: Annotations = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="vit_ti16, vit_s16, vit_b16, vit_l16, ... or any timm id; or the spatial half of a model file or of a "
+            "`pretrain` run. [dim]Default: vit_b16.[/]",
+            rich_help_panel=_ENCODER,
+        ),
+    ] = None,
+    weights: Weights = None,
+    precision: Precision = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Frame crops per forward pass. [dim]Default: 32.[/]", rich_help_panel=_ENCODER),
+    ] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames per view. [dim]Default: 32.[/]", rich_help_panel=_VIEWS)
+    ] = None,
+    stride: Stride = None,
+    fps: Fps = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Short side before cropping, in pixels. [dim]Default: 256.[/]", rich_help_panel=_VIEWS
+        ),
+    ] = None,
+    crop_size: Annotated[
+        int | None,
+        typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
+    ] = None,
+    scale_max: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
+        ),
+    ] = None,
+    flip: Flip = None,
     train_views: Annotated[
         int | None,
         typer.Option(help="Random views per training clip. [dim]Default: 1.[/]", rich_help_panel=_VIEWS),
@@ -239,9 +582,7 @@ def extract(
         str | None, typer.Option(help="none or zstd. [dim]Default: none.[/]", rich_help_panel=_RUNNING)
     ] = None,
     workers: Annotated[int, typer.Option(help="0: in this process.", rich_help_panel=_RUNNING)] = 0,
-    decode_threads: Annotated[
-        int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
-    ] = None,
+    decode_threads: DecodeThreads = None,
     clip_timeout: Annotated[
         float | None,
         typer.Option(
@@ -276,9 +617,11 @@ def extract(
     if workers != 0:
         raise ConfigError(f"--workers {workers}: only 0, extraction in this process, is there yet")
     clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
-    views = _views(clips.dataset, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
-                   flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops)  # fmt: skip
     backbone = backbone or ExtractConfig.backbone
+    views = _views(
+        clips.dataset, backbone, {}, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
+        scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
+    )  # fmt: skip
     name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
     config = ExtractConfig(
         cache=_below(Workspace(workdir).caches, name, ".zarr"),
@@ -300,57 +643,67 @@ def extract(
 @app.command(
     "train-temporal",
     epilog="[b]Examples:[/] vivit train-temporal\n\nvivit train-temporal --epochs 50 --learning-rate 1e-3 --mixup 0.3\n\n"
+    "vivit train-temporal --init vivit-work/runs/warm-up   [dim]# from the temporal half of a warm-up[/]\n\n"
+    "vivit train-temporal --num-frames 8   [dim]# fewer frames than the cache has[/]\n\n"
     "vivit train-temporal --temporal mean   [dim]# average pooling, the baseline[/]",
 )
 def train_temporal(
     cache: Cache = None,
     run: Run = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Times that each clip is used. [dim]Default: 30.[/]")
+    num_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames of each cached view to look at. [dim]Default: all.[/]", rich_help_panel=_DATA
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips per step. [dim]Default: 64.[/]")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd. [dim]Default: adamw.[/]")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Highest learning rate. [dim]Default: 0.0005.[/]")
+    frame_sampling: Annotated[
+        str | None,
+        typer.Option(
+            help="Which frames: stride (spread over the view) or window (neighbours). [dim]Default: stride.[/]",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of the matrices. [dim]Default: 0.05.[/]")
-    ] = None,
-    warmup_epochs: Annotated[
-        float | None, typer.Option(help="Epochs of linear warm-up; then cosine.")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of each target spread over all classes. [dim]Default: 0.1.[/]")
-    ] = None,
-    mixup: Annotated[
-        float | None, typer.Option(help="Alpha of feature mixup; 0 is off. [dim]Default: 0.[/]")
-    ] = None,
-    drop_path: Annotated[
-        float | None, typer.Option(help="Stochastic depth of the last block. [dim]Default: 0.1.[/]")
-    ] = None,
+    init: Init = None,
     temporal: Annotated[
         str | None,
-        typer.Option(help="transformer, or mean for average pooling. [dim]Default: transformer.[/]"),
+        typer.Option(
+            help="transformer, or mean for average pooling. [dim]Default: transformer.[/]",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Blocks of the temporal transformer. [dim]Default: 4.[/]")
-    ] = None,
-    heads: Annotated[
-        int | None, typer.Option(help="Attention heads. [dim]Default: one per 64 channels.[/]")
-    ] = None,
+    depth: Depth = None,
+    heads: AttentionHeads = None,
+    mlp_ratio: MlpRatio = None,
     adapter: Annotated[
-        str | None, typer.Option(help="bottleneck or none. [dim]Default: bottleneck.[/]")
+        str | None,
+        typer.Option(
+            help="bottleneck, linear, temporal-conv or none. [dim]Default: bottleneck.[/]",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
-    adapter_width: Annotated[int | None, typer.Option(help="Channels inside the adapter.")] = None,
-    ema: Annotated[
-        float | None, typer.Option(help="Decay of averaged weights. [dim]Default: off.[/]")
+    adapter_width: AdapterWidth = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
+    optimizer: Optimizer = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate. [dim]Default: 0.0005.[/]", rich_help_panel=_LEARNING),
     ] = None,
-    clip_grad: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient. [dim]Default: 1.[/]")
+    weight_decay: WeightDecay = None,
+    warmup_epochs: WarmupEpochs = None,
+    label_smoothing: LabelSmoothing = None,
+    mixup: Mixup = None,
+    drop_path: Annotated[
+        float | None,
+        typer.Option(
+            help="Stochastic depth of the last block. [dim]Default: 0.1.[/]", rich_help_panel=_LEARNING
+        ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of initialisation, order and augmentation. [dim]Default: 0.[/]")
-    ] = None,
+    ema: Ema = None,
+    clip_grad: ClipGrad = None,
+    validate_every: ValidateEvery = None,
+    seed: TrainingSeed = None,
     allow_partial: AllowPartial = False,
     device: Device = None,
     precision: Precision = None,
@@ -372,26 +725,30 @@ def train_temporal(
         weight_decay=weight_decay, warmup_epochs=warmup_epochs, label_smoothing=label_smoothing, mixup=mixup,
         drop_path=drop_path, temporal=temporal, depth=depth, num_heads=heads, adapter_width=adapter_width, ema=ema,
         clip_grad=clip_grad, seed=seed, allow_partial=allow_partial, device=device, precision=precision,
+        init=init, mlp_ratio=mlp_ratio, num_frames=num_frames, frame_sampling=frame_sampling, accumulate=accumulate,
+        validate_every=validate_every,
     )  # fmt: skip
     name = run or default_run_name(TrainConfig(cache=path, run=workspace.runs, **given))
     config = TrainConfig(cache=path, run=_below(workspace.runs, name, ""), **given)
     _print_settings("train-temporal", vars(config) | {"warmup_epochs": config.resolved_warmup_epochs})
     result = train(config)
-    best = ", ".join(
-        f"{key} {value:.2%}" for key, value in result.best.items() if "top" in key and value is not None
-    )
     print(
-        f"trained on {result.num_clips} clips ({result.num_left_out} left out); best epoch: {best or 'not validated'}"
+        f"trained on {result.num_clips} clips ({result.num_left_out} left out); best epoch: {_best(result.best)}"
     )
     print(f"run: {result.run}\nnext: vivit evaluate --run {result.run}")
 
 
 @app.command(
-    epilog="[b]Examples:[/] vivit evaluate\n\nvivit evaluate --run vivit-work/runs/mine --split test --average softmax"
+    epilog="[b]Examples:[/] vivit evaluate\n\nvivit evaluate --run vivit-work/runs/mine --split test --average softmax\n\n"
+    "vivit evaluate --run k400.safetensors --dataset folder --data-root my_videos   [dim]# straight from videos[/]"
 )
 def evaluate(
-    run: Run = None,
+    run: Trained = None,
     cache: Cache = None,
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    annotations: Annotations = None,
     split: Annotated[
         str | None, typer.Option(help="validation or test. [dim]Default: validation.[/]")
     ] = None,
@@ -400,29 +757,104 @@ def evaluate(
         typer.Option(help="What is averaged over views: logits or softmax. [dim]Default: logits.[/]"),
     ] = None,
     max_views: Annotated[
-        int | None, typer.Option(help="Use the first views only (views are ordered crop by crop).")
+        int | None, typer.Option(help="Of a cache, use the first views only (ordered crop by crop).")
+    ] = None,
+    test_clips: Annotated[
+        int | None, typer.Option(help="From videos, temporal clips per clip. [dim]Default: as trained.[/]")
+    ] = None,
+    test_crops: Annotated[
+        int | None, typer.Option(help="From videos, spatial crops: 1 or 3. [dim]Default: as trained.[/]")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="From videos, the frozen encoder of a stage-2 run if its file moved.")
     ] = None,
     allow_partial: AllowPartial = False,
     device: Device = None,
     precision: Precision = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
-    """Multi-view accuracy of a run, with the clips it covers. Without --run the newest one is taken."""
+    """Multi-view accuracy of a run or model file, with the clips it covers.
+
+    A stage-2 run is evaluated on its cache. A run of `pretrain` is evaluated on its videos, and anything on the videos of
+    --dataset or --manifest, where both halves run.
+    """
+    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace
-    from vivit.stage2_temporal.evaluate import EvaluateConfig
+    from vivit.stage2_temporal.evaluate import EvaluateConfig, is_model
     from vivit.stage2_temporal.evaluate import evaluate as run_evaluate
     from vivit.stage2_temporal.run_folder import cache_of
 
     workspace = Workspace(workdir)
-    run_path = _below(workspace.runs, run, "") if run else _say("newest run", workspace.newest_run())
-    cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(run_path))
+    path = _trained(run, workspace)
+    has_videos = dataset is not None or manifest is not None
+    if cache is not None and has_videos:
+        raise ConfigError("pass either --cache, or videos with --dataset or --manifest")
+    if has_videos or (cache is None and is_model(path)):
+        from vivit.end_to_end.evaluate_videos import VideoEvaluateConfig, evaluate_videos
+
+        clips, root = (
+            _clips(dataset, manifest, data_root, annotations, workspace)
+            if has_videos
+            else _clips_of_run(path, data_root)
+        )
+        on_videos = VideoEvaluateConfig(
+            run=path,
+            data_root=root,
+            **_given(split=split, average=average, test_clips=test_clips, test_crops=test_crops, backbone=backbone, device=device, precision=precision),
+        )  # fmt: skip
+        _print_settings("evaluate", vars(on_videos))
+        _print_evaluation(evaluate_videos(on_videos, clips), path)
+        return
+    cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(path))
     config = EvaluateConfig(
-        run=run_path,
+        run=path,
         cache=cache_path,
         **_given(split=split, average=average, max_views=max_views, allow_partial=allow_partial, device=device, precision=precision),
     )  # fmt: skip
     _print_settings("evaluate", vars(config))
-    _print_evaluation(run_evaluate(config))
+    _print_evaluation(run_evaluate(config), path)
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit predict holiday.mp4\n\n"
+    "vivit predict *.mp4 --run k400.safetensors --top 3\n\nvivit predict kitchen.mp4 --start 12.5 --end 14"
+)
+def predict(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    run: Trained = None,
+    top: Annotated[int, typer.Option(help="Classes to show per head.")] = 5,
+    start: Annotated[float | None, typer.Option(help="Second at which the clip starts.")] = None,
+    end: Annotated[float | None, typer.Option(help="Second at which the clip ends.")] = None,
+    test_clips: Annotated[
+        int | None, typer.Option(help="Temporal clips. [dim]Default: as trained.[/]")
+    ] = None,
+    test_crops: Annotated[
+        int | None, typer.Option(help="Spatial crops: 1 or 3. [dim]Default: as trained.[/]")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Frozen encoder of a stage-2 run, if its file moved.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per video.")] = False,
+    device: Device = None,
+    precision: Precision = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Labels for video files, through both halves of a run or model file."""
+    from vivit.end_to_end.predict import predict as run_predict
+    from vivit.end_to_end.predictor import load_predictor
+    from vivit.pipeline.workspace import Workspace
+
+    path = _trained(run, Workspace(workdir), quiet=as_json)
+    predictor = load_predictor(
+        path, backbone=backbone, **_given(test_clips=test_clips, test_crops=test_crops)
+    )
+    found = run_predict(
+        predictor, videos, top=top, start_sec=start, end_sec=end, **_given(device=device, precision=precision)
+    )
+    for prediction in found:
+        _print_prediction(prediction, as_json=as_json)
+    if not all(prediction.record.usable for prediction in found):
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 def _clips(
@@ -447,15 +879,60 @@ def _clips(
     return clips, root
 
 
-def _views(dataset: str, **given: Any) -> Any:
-    """The data set's views, with what was given on the command line in their place."""
+def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
+    """The manifest that a run of `pretrain` was trained on, and the folder of its videos."""
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.manifest import Manifest
+    from vivit.stage2_temporal.run_folder import RunFolder
+
+    if not run.is_dir():
+        raise ConfigError(
+            f"{run} is a model file: pass the videos with --dataset or --manifest, or a --cache"
+        )
+    about = RunFolder(run).read_config()
+    path = _say("manifest of the run", Path(about["manifest"]))
+    return Manifest.read(path), data_root or Path(about["data_root"])
+
+
+def _views(dataset: str, backbone: str, default: dict[str, Any], **given: Any) -> Any:
+    """The data set's views, with the command's own defaults, those of a model file, and those given, in their place."""
     from dataclasses import replace
 
+    from vivit.pipeline.backbones import is_model_file
+    from vivit.pipeline.checkpoint import views_for_spatial
     from vivit.pipeline.recipes import recipe_of
 
     recipe = recipe_of(dataset)
     print(f"defaults of views: {recipe.source}")
-    return replace(recipe.views, **_given(**given))
+    own = {}
+    if is_model_file(backbone):
+        own = views_for_spatial(Path(backbone))
+        print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
+    return replace(recipe.views, **(default | own | _given(**given)))
+
+
+def _counts(text: str | None) -> dict[str, int] | None:
+    """`noun=300,verb=97` as a mapping; ConfigError where it is none."""
+    from vivit.pipeline.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return {name: int(count) for name, count in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise ConfigError(f"--heads {text!r} is not of the form noun=300,verb=97") from None
+
+
+def _best(metrics: dict[str, Any]) -> str:
+    shown = [f"{key} {value:.2%}" for key, value in metrics.items() if "top" in key and value is not None]
+    return ", ".join(shown) or "not validated"
+
+
+def _trained(run: str | None, workspace: Any, *, quiet: bool = False) -> Path:
+    """The run folder or model file that was asked for; the newest run where none was."""
+    if run is None:
+        return workspace.newest_run() if quiet else _say("newest run", workspace.newest_run())
+    return Path(run) if Path(run).suffix == ".safetensors" else _below(workspace.runs, run, "")
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -540,7 +1017,48 @@ def _print_extracted(summary: "ExtractSummary") -> None:
     print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB\nnext: vivit train-temporal")
 
 
-def _print_evaluation(evaluation: "Evaluation") -> None:
+def _print_imported(stored: "Checkpoint", path: Path) -> None:
+    total = sum(tensor.numel() for tensor in stored.tensors.values())
+    rows = [
+        ["source", stored.source],
+        ["model", stored.model],
+        [
+            "spatial ViT",
+            f"{stored.spatial.name}, tubelet {stored.spatial.tubelet}, {stored.spatial.image_size} pixels",
+        ],
+        *([name, str(value)] for name, value in stored.spatial.options.items()),
+        *([f"rest: {name}", str(value)] for name, value in stored.rest.items()),
+        ["parameters", f"{total:,} in {len(stored.tensors)} tensors"],
+    ]
+    _table("imported", ["", "value"], rows)
+    print(f"wrote {path}")
+
+
+def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    record = prediction.record
+    if as_json:
+        guesses = {head: [asdict(guess) for guess in found] for head, found in prediction.guesses.items()}
+        about = {"video": str(prediction.video), "outcome": record.outcome, "message": record.message}
+        print(json.dumps(about | {"num_frames": record.num_frames, "guesses": guesses}))
+        return
+    note = f" ({record.outcome}: {record.message})" if record.message else ""
+    if not record.usable:
+        print(f"{prediction.video}: not read{note}", file=sys.stderr)
+        return
+    rows = [
+        [head, guess.name, f"{guess.probability:.1%}"]
+        for head, found in prediction.guesses.items()
+        for guess in found
+    ]
+    _table(f"{prediction.video}{note}", ["head", "class", "probability"], rows)
+
+
+def _print_evaluation(evaluation: "Evaluation", run: Path) -> None:
+    from vivit.stage2_temporal.evaluate import output_folder
+
     rows = [
         [
             name,
@@ -560,7 +1078,7 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         print(f"{title}: no labels, so no scores; the logits of each clip are written")
     if coverage.left_out:
         print("left out: " + ", ".join(f"{count} {outcome}" for outcome, count in coverage.left_out.items()))
-    print(f"wrote {Path(evaluation.run) / 'evaluation' / evaluation.split}.json and .parquet")
+    print(f"wrote {output_folder(run) / evaluation.split}.json and .parquet")
 
 
 def _print_demo(result: "DemoResult", folder: Path) -> None:

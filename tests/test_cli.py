@@ -67,15 +67,34 @@ def test_every_command_has_help_with_an_example(vivit: Vivit, command: str) -> N
 RENAMED = {"heads": "num_heads", "clip_timeout": "clip_timeout_sec"}
 
 
-@pytest.mark.parametrize("command", ["extract", "train-temporal", "evaluate"])
+NO_CONSTANTS = (
+    "one per",
+    "off",
+    "never",
+    "VIVIT",
+    "all",
+    "those of",
+    "a quarter",
+    "the backbone's",
+    "as trained",
+    "the newest",
+)
+
+
+@pytest.mark.parametrize("command", ["extract", "pretrain", "train-temporal", "evaluate"])
 def test_the_defaults_in_the_help_are_those_of_the_classes(command: str) -> None:
+    from vivit.end_to_end.config import WARM_UP_VIEWS, PretrainConfig
     from vivit.pipeline.views import ViewSpec
     from vivit.stage1_extract.extract import ExtractConfig
     from vivit.stage2_temporal.config import TrainConfig
     from vivit.stage2_temporal.evaluate import EvaluateConfig
 
+    class WarmUp:
+        num_frames, stride = WARM_UP_VIEWS["num_frames"], WARM_UP_VIEWS["stride"]
+
     classes = {
         "extract": [ExtractConfig, ViewSpec],
+        "pretrain": [PretrainConfig, WarmUp, ViewSpec],
         "train-temporal": [TrainConfig],
         "evaluate": [EvaluateConfig],
     }[command]
@@ -84,7 +103,7 @@ def test_the_defaults_in_the_help_are_those_of_the_classes(command: str) -> None
         stated = re.search(r"Default: (.+?)\.\[/\]", getattr(option, "help", "") or "")
         name = RENAMED.get(option.name, option.name)
         owner = next((c for c in classes if hasattr(c, name)), None)
-        if stated and owner is not None and not stated[1].startswith(("one per", "off", "never", "VIVIT")):
+        if stated and owner is not None and not stated[1].startswith(NO_CONSTANTS):
             default = getattr(owner, name)
             assert stated[1] == (f"{default:g}" if isinstance(default, float) else str(default)), option.name
             checked += 1

@@ -1,0 +1,104 @@
+"""What an end-to-end training is told. Free of torch, so that the command line can read the defaults."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.views import ViewSpec
+from vivit.pipeline.workspace import nearest
+from vivit.stage2_temporal.config import TemporalOptions
+from vivit.stage2_temporal.optimisation import Optimisation
+
+VIDEO_MODELS = ("fe", "joint", "factorised-self-attention", "factorised-dot-product")
+INFLATIONS = ("central", "average")
+FREEZABLE = ("none", "spatial", "temporal")
+WARM_UP_VIEWS = {"num_frames": 8, "stride": 8}
+"""Few frames over as long a time as the reference's 32 frames at stride 2."""
+_NOT_IN_IDENTITY = (
+    "manifest",
+    "data_root",
+    "run",
+    "device",
+    "precision",
+    "decode_threads",
+    "decode_memory_mb",
+    "checkpoint_gradients",
+)
+"""Where things lie and run, and what changes nothing but time and memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TemporalOptions, Optimisation):
+    """How a whole video model is trained on videos: the paper's warm-up on few frames, and its baselines."""
+
+    manifest: Path
+    """Manifest of the clips."""
+    data_root: Path
+    """Folder that the manifest's video paths start from."""
+    run: Path
+    """Run folder to write, or to go on with."""
+    train_split: str = "train"
+    """Split to learn from."""
+    validation_split: str | None = "validation"
+    """Split that chooses the best epoch, where the manifest has it; None keeps the last epoch."""
+
+    model: str = "fe"
+    """`fe` (Factorised Encoder), `joint`, `factorised-self-attention` or `factorised-dot-product`."""
+    backbone: str = "vit_b16"
+    """Image ViT to start from: a short name or timm id, or a model file."""
+    weights: str = "pretrained"
+    """Its weights: `pretrained`, `random`, or a file."""
+    views: ViewSpec = field(default_factory=lambda: ViewSpec(**WARM_UP_VIEWS))
+    """Frames and crops; each epoch draws new views."""
+    tubelet: int | None = None
+    """Frames that one token looks at; None is those of the backbone, 1 for an image ViT."""
+    inflation: str = "central"
+    """How a tubelet's kernel is made of an image's: `central` frame, as the reference does, or `average`."""
+    order: str = "time_space"
+    """Which attention of factorised-self-attention comes first: `time_space` or `space_time`."""
+    freeze: str = "none"
+    """Half of the Factorised Encoder that is not trained: `none`, `spatial` or `temporal`."""
+
+    adapter: str = "none"
+    """Adapter between the halves of the Factorised Encoder."""
+    learning_rate: float = 1e-4
+    """Highest learning rate, after the warm-up."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block of each encoder; earlier blocks have less, the first none."""
+
+    checkpoint_gradients: bool = False
+    """Compute inner results again in the backward pass instead of keeping them: less memory, a third more time."""
+    decode_threads: int = 0
+    """Threads that decode ahead of the steps, per process; 0 chooses for this machine."""
+    decode_memory_mb: int = 2048
+    """Memory for decoded clips that wait, per process, in MiB."""
+    clip_timeout_sec: float = 120.0
+    """Longest time that one clip may take to decode, in seconds."""
+
+    def __post_init__(self) -> None:
+        Optimisation.__post_init__(self)
+        TemporalOptions.__post_init__(self)
+        for name, known in (("model", VIDEO_MODELS), ("inflation", INFLATIONS), ("freeze", FREEZABLE)):
+            if getattr(self, name) not in known:
+                raise nearest(getattr(self, name), list(known), name)
+        for name, least in (("tubelet", 1), ("decode_threads", 0), ("decode_memory_mb", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if self.clip_timeout_sec <= 0:
+            raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
+        if self.model != "fe":
+            if self.freeze != "none":
+                raise ConfigError(
+                    f"freeze {self.freeze} needs the two halves of --model fe, not {self.model}"
+                )
+            if self.adapter != "none":
+                raise ConfigError(
+                    f"adapter {self.adapter} needs the two halves of --model fe, not {self.model}"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the weights, as JSON values; a run goes on only with equal ones."""
+        values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_IDENTITY}
+        values["warmup_epochs"] = self.resolved_warmup_epochs
+        return values | {"views": self.views.to_dict()} | self.temporal_identity()

@@ -1,0 +1,103 @@
+"""Scores of a whole model on a split, straight from the videos: for models that no cache serves, and to check one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivit.end_to_end.predictor import load_predictor
+from vivit.end_to_end.video_logits import video_logits
+from vivit.pipeline.errors import ConfigError, DataError
+from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.progress import Progress
+from vivit.pipeline.workspace import nearest
+from vivit.stage1_extract.extract import check_videos
+from vivit.stage2_temporal.evaluate import check_classes, clip_table, output_folder, write_evaluation
+from vivit.stage2_temporal.evaluation import Evaluation, coverage_of, scores_of
+from vivit.stage2_temporal.scoring import AVERAGES, Average
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEvaluateConfig:
+    """What is evaluated on videos, and how."""
+
+    run: Path
+    """Run folder, or a model file."""
+    data_root: Path
+    """Folder that the manifest's video paths start from."""
+    split: str = "validation"
+    """Split to evaluate."""
+    average: Average = "logits"
+    """What is averaged over views: `logits`, as the reference does, or `softmax` (probabilities)."""
+    test_clips: int | None = None
+    """Temporal clips per clip; None is what the model's views say."""
+    test_crops: int | None = None
+    """Spatial crops per temporal clip; None is what the model's views say."""
+    backbone: str | None = None
+    """Frozen encoder of a stage-2 run, where its file moved."""
+    batch_size: int = 16
+    """Views per forward pass."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), or a device as PyTorch names it."""
+    precision: str = "auto"
+    """`float32`, `bfloat16` (autocast), or `auto`: bfloat16 on a GPU, else float32."""
+    decode_threads: int = 0
+    """Threads that decode ahead; 0 chooses for this machine."""
+
+    def __post_init__(self) -> None:
+        if self.average not in AVERAGES:
+            raise nearest(self.average, list(AVERAGES), "average")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """The fields of ViewSpec that are given."""
+        given = {"test_clips": self.test_clips, "test_crops": self.test_crops}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluation:
+    """Evaluate on the videos of a split, and write the scores and the logits of each clip as `evaluate` does."""
+    check_videos(manifest, config.data_root)
+    if config.split not in manifest.splits:
+        raise DataError(f"the manifest has no split {config.split!r}: it has {', '.join(manifest.splits)}")
+    if config.split == "train":
+        raise DataError("the training split has random views, not test views: evaluate validation or test")
+    predictor = load_predictor(config.run, backbone=config.backbone, **config.views)
+    check_classes(predictor.classes, manifest.heads, run=config.run, other=Path(manifest.dataset))
+    clips = manifest.of_split(config.split)
+    reading = predictor.reading(
+        config.data_root, device=config.device, precision=config.precision, threads=config.decode_threads
+    )
+    with Progress("evaluate", len(clips), "clips") as progress:
+        logits, records = video_logits(
+            predictor.model, clips, reading,
+            average=config.average, batch_size=config.batch_size, progress=progress,
+        )  # fmt: skip
+    rows = np.flatnonzero([record.usable for record in records])
+    if not len(rows):
+        raise DataError(
+            f"no clip of split {config.split!r} could be read: {records[0].outcome}, {records[0].message}"
+        )
+    labels = manifest.labels(config.split)
+    evaluation = Evaluation(
+        run=str(config.run),
+        cache="",
+        cache_identity="",
+        split=config.split,
+        average=config.average,
+        num_views=predictor.views.num_views(config.split),
+        epoch=predictor.epoch,
+        scores=scores_of(logits, labels, rows),
+        coverage=coverage_of(list(records)),
+    )
+    table = clip_table(
+        [clips[row].clip_id for row in rows],
+        {head: values[rows] for head, values in labels.items()},
+        logits,
+        evaluation.num_views,
+    )
+    write_evaluation(output_folder(config.run), evaluation, table)
+    return evaluation

@@ -1,0 +1,146 @@
+"""A whole trained model, from pixels to class scores, however it was trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vivit.end_to_end.factorised_encoder import FactorisedEncoder
+from vivit.end_to_end.video_logits import Reading
+from vivit.end_to_end.video_models import load_video_model
+from vivit.pipeline.backbones import LoadedBackbone, load_backbone, weights_sha256
+from vivit.pipeline.cache_settings import CacheSettings
+from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, model_file
+from vivit.pipeline.device import resolve_device, resolve_precision
+from vivit.pipeline.errors import CheckpointError, ConfigError
+from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.clip_reader import CropSettings
+from vivit.stage1_extract.encoder import Normalise
+from vivit.stage1_extract.extract import default_decode_threads
+from vivit.stage2_temporal.evaluate import is_model, known_classes, load_model
+from vivit.stage2_temporal.run_folder import RunFolder
+from vivit.stage2_temporal.time_sampling import TimeSampling
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in evaluation mode, and how it wants its videos."""
+
+    path: Path
+    """Run folder or model file."""
+    model: nn.Module
+    """Maps a video [batch, channel, frame, height, width] to logits [batch, class] per head."""
+    spatial: SpatialConfig
+    views: ViewSpec
+    """Frames and crops that it was trained on; test views are those of `views.test_clips` and `test_crops`."""
+    classes: Mapping[str, list[str] | int]
+    """Names of the classes of each head in id order, or their number where they have no names."""
+    epoch: int
+    """Epoch of the weights; 0 where it is not known."""
+
+    def names(self, head: str) -> list[str]:
+        """Names of the classes of a head; made up where they are not known."""
+        classes = self.classes[head]
+        return [f"{head} {i}" for i in range(classes)] if isinstance(classes, int) else classes
+
+    def reading(
+        self, data_root: Path, *, device: str = "auto", precision: str = "auto", threads: int = 0
+    ) -> Reading:
+        """How videos below `data_root` are read for the model, which is brought to the device."""
+        place = resolve_device(device)
+        self.model.to(place)
+        return Reading(
+            data_root=data_root,
+            settings=CropSettings(views=self.views, seed=0, interpolation=self.spatial.interpolation),
+            normalise=Normalise(self.spatial.mean, self.spatial.std, place),
+            device=place,
+            precision=resolve_precision(precision, place),
+            threads=threads or default_decode_threads(place.type),
+        )
+
+
+def load_predictor(path: Path, *, backbone: str | None = None, **views: Any) -> Predictor:
+    """The model of a run folder or a model file.
+
+    `backbone`: name or file of the frozen spatial encoder of a stage-2 run, where that came from a file that moved.
+    `views`: fields of ViewSpec to use in place of those of the training. CheckpointError where parts are missing.
+    """
+    if not is_model(path):
+        return _of_stage2(path, backbone, views)
+    stored = Checkpoint.read(path)
+    model = load_video_model(stored)
+    return Predictor(
+        path=path,
+        model=model,
+        spatial=stored.spatial,
+        views=_views_of(stored, views),
+        classes=known_classes(stored),
+        epoch=int(stored.metrics.get("epoch", 0)),
+    )
+
+
+def _views_of(stored: Checkpoint, given: Mapping[str, Any]) -> ViewSpec:
+    """The views of a model file; the reference's where it does not say."""
+    if stored.views:
+        known = ViewSpec.from_dict(dict(stored.views))
+    else:
+        size = stored.spatial.crop_size
+        num_frames = stored.rest["time"] * stored.spatial.tubelet
+        known = ViewSpec(num_frames=num_frames, resize=max(size, size * 8 // 7), crop_size=size)
+    views = replace(known, **given)
+    if views.num_frames != known.num_frames or views.crop_size != known.crop_size:
+        raise ConfigError(
+            f"{stored.source} looks at {known.num_frames} frames of {known.crop_size} pixels, "
+            f"not at {views.num_frames} of {views.crop_size}"
+        )
+    return views
+
+
+def _of_stage2(path: Path, backbone: str | None, given: Mapping[str, Any]) -> Predictor:
+    """Both halves of a stage-2 run: its own, and the frozen encoder that made its cache."""
+    run = RunFolder(path)
+    config = run.read_config()
+    settings = CacheSettings.from_dict(config["cache"]["settings"])
+    views = replace(settings.views, **given)
+    if (views.num_frames, views.crop_size) != (settings.views.num_frames, settings.views.crop_size):
+        raise ConfigError(
+            f"{path} was trained on views of {settings.views.num_frames} frames of {settings.views.crop_size} pixels"
+        )
+    frozen = _frozen_backbone(path, settings, backbone, config["cache"].get("weights_file"))
+    half, epoch = load_model(run)
+    model = FactorisedEncoder(frozen.model, settings.backbone.tubelet, half.config)
+    missing = model.load_state_dict(half.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("spatial.") for name in missing)
+    training = config["training"]
+    if training.get("num_frames") is not None:
+        sampling = TimeSampling.of(settings.num_times, half.config.time, training["frame_sampling"])
+        model.used_times = sampling.of_middle
+    return Predictor(path, model.eval(), frozen.config, views, config["heads"], epoch)
+
+
+def _frozen_backbone(
+    path: Path, settings: CacheSettings, given: str | None, recorded: str | None
+) -> LoadedBackbone:
+    """The encoder that made the run's cache; CheckpointError where it is another or cannot be found."""
+    source, _, name = settings.backbone.weights.partition(":")
+    crop_size = settings.views.crop_size
+    file = Path(given) if given is not None else Path(recorded or name)
+    if given is None and source != "file":
+        loaded = load_backbone(settings.backbone.name, weights=source, crop_size=crop_size)
+    elif not file.exists():
+        raise CheckpointError(
+            f"the spatial encoder of {path} came from {recorded or name}, and {file} is not there: "
+            "pass the file with --backbone FILE"
+        )
+    elif is_checkpoint(model_file(file)):
+        loaded = load_backbone(str(file.resolve()), crop_size=crop_size)
+    else:
+        loaded = load_backbone(settings.backbone.name, weights=str(file), crop_size=crop_size)
+    if weights_sha256(loaded.model) != settings.backbone.weights_sha256:
+        raise CheckpointError(
+            f"the weights of {file if source == 'file' or given else settings.backbone.name} are not those that "
+            f"{path} was trained on: pass the --backbone that made its cache ({settings.backbone.weights})"
+        )
+    return loaded

@@ -1,0 +1,79 @@
+"""Class scores of clips straight from their videos, through both halves of a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vivit.pipeline.device import autocast
+from vivit.pipeline.ledger import ClipRecord
+from vivit.pipeline.manifest import Clip
+from vivit.pipeline.progress import Progress
+from vivit.stage1_extract.clip_reader import CropSettings, CropStream
+from vivit.stage1_extract.encoder import Normalise
+from vivit.stage2_temporal.scoring import Average, averaged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How videos are read for a model."""
+
+    data_root: Path
+    settings: CropSettings
+    normalise: Normalise
+    device: torch.device
+    precision: str = "float32"
+    threads: int = 2
+    budget_bytes: int = 1 << 30
+
+
+@torch.inference_mode()
+def video_logits(
+    model: nn.Module,
+    clips: Sequence[Clip],
+    reading: Reading,
+    *,
+    average: Average = "logits",
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> tuple[dict[str, npt.NDArray[np.float32]], list[ClipRecord]]:
+    """Logits [readable clip, class] per head, averaged over the test views of each clip; what became of every clip.
+
+    `batch_size` counts views per forward pass; the views of a clip are not torn apart. `clips` are of one split.
+    """
+    was_training = model.training
+    model.eval()
+    made: dict[str, list[Tensor]] = {}
+    records: list[ClipRecord] = []
+    waiting: list[Tensor] = []
+
+    def run() -> None:
+        views = len(waiting[0])
+        with autocast(reading.device, reading.precision):
+            logits = model(reading.normalise(torch.cat(waiting).to(reading.device)))
+        for head, values in logits.items():
+            made.setdefault(head, []).append(
+                averaged(values.float().unflatten(0, (-1, views)), average).cpu()
+            )
+        waiting.clear()
+
+    stream = CropStream(
+        reading.data_root, reading.settings, threads=reading.threads, budget_bytes=reading.budget_bytes
+    )
+    with stream:
+        for item in stream.read([list(clips)] if clips else []):
+            records.append(item.record)
+            if item.crops is not None:
+                waiting.append(torch.from_numpy(item.crops))
+                if (len(waiting) + 1) * len(item.crops) > batch_size:
+                    run()
+            if progress is not None:
+                progress.advance()
+        if waiting:
+            run()
+    model.train(was_training)
+    return {head: torch.cat(parts).numpy() for head, parts in made.items()}, records
