@@ -421,7 +421,8 @@ def pretrain(
 
     workspace = Workspace(workdir)
     clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
-    backbone = backbone or PretrainConfig.backbone
+    backbone = _run_or(backbone or PretrainConfig.backbone, workspace)
+    init = None if init is None else _run_or(init, workspace)
     views = _views(
         clips.dataset, backbone, WARM_UP_VIEWS, num_frames=num_frames, stride=stride, fps=fps, resize=resize,
         crop_size=crop_size, scale_max=scale_max, flip=flip,
@@ -451,7 +452,7 @@ def pretrain(
         f"best epoch: {_best(result.best)}"
     )
     print(f"run: {result.run}")
-    print(f"next: vivit extract --backbone {result.run} ..., then vivit train-temporal --init {result.run}")
+    print(f"next: vivit extract --backbone {name} ..., then vivit train-temporal --init {name}")
     if result.left_out:
         listed = ", ".join(f"{count} {outcome}" for outcome, count in result.left_out.items())
         print(f"readings of clips that failed: {listed}", file=sys.stderr)
@@ -512,7 +513,7 @@ def import_weights(
     epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
     "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
-    "vivit extract --dataset ek100 --backbone vivit-work/runs/warm-up   [dim]# the spatial half of a warm-up[/]"
+    "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
 def extract(
     dataset: Dataset = None,
@@ -617,7 +618,7 @@ def extract(
     if workers != 0:
         raise ConfigError(f"--workers {workers}: only 0, extraction in this process, is there yet")
     clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
-    backbone = backbone or ExtractConfig.backbone
+    backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
     views = _views(
         clips.dataset, backbone, {}, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
         scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
@@ -643,7 +644,7 @@ def extract(
 @app.command(
     "train-temporal",
     epilog="[b]Examples:[/] vivit train-temporal\n\nvivit train-temporal --epochs 50 --learning-rate 1e-3 --mixup 0.3\n\n"
-    "vivit train-temporal --init vivit-work/runs/warm-up   [dim]# from the temporal half of a warm-up[/]\n\n"
+    "vivit train-temporal --init warm-up   [dim]# from the temporal half of the run warm-up[/]\n\n"
     "vivit train-temporal --num-frames 8   [dim]# fewer frames than the cache has[/]\n\n"
     "vivit train-temporal --temporal mean   [dim]# average pooling, the baseline[/]",
 )
@@ -720,6 +721,7 @@ def train_temporal(
 
     workspace = Workspace(workdir)
     path = _cache_path(cache, workspace)
+    init = None if init is None else _run_or(init, workspace)
     given = _given(
         epochs=epochs, batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate, adapter=adapter,
         weight_decay=weight_decay, warmup_epochs=warmup_epochs, label_smoothing=label_smoothing, mixup=mixup,
@@ -911,6 +913,12 @@ def _views(dataset: str, backbone: str, default: dict[str, Any], **given: Any) -
     return replace(recipe.views, **(default | own | _given(**given)))
 
 
+def _run_or(name: str, workspace: Any) -> str:
+    """The folder of the run called `name` where there is one, else `name` itself: a word or a path."""
+    run = workspace.runs / name
+    return str(run) if os.sep not in name and (run / "model.safetensors").is_file() else name
+
+
 def _counts(text: str | None) -> dict[str, int] | None:
     """`noun=300,verb=97` as a mapping; ConfigError where it is none."""
     from vivit.pipeline.errors import ConfigError
@@ -1019,18 +1027,18 @@ def _print_extracted(summary: "ExtractSummary") -> None:
 
 def _print_imported(stored: "Checkpoint", path: Path) -> None:
     total = sum(tensor.numel() for tensor in stored.tensors.values())
+    height, width = stored.spatial.image_size
+    half = "temporal" if stored.model == "fe" else "model"
     rows = [
-        ["source", stored.source],
         ["model", stored.model],
-        [
-            "spatial ViT",
-            f"{stored.spatial.name}, tubelet {stored.spatial.tubelet}, {stored.spatial.image_size} pixels",
-        ],
-        *([name, str(value)] for name, value in stored.spatial.options.items()),
-        *([f"rest: {name}", str(value)] for name, value in stored.rest.items()),
+        ["spatial ViT", stored.spatial.name],
+        ["crop", f"{height} x {width} pixels, {stored.spatial.tubelet} frames per token"],
+        *([f"spatial {name}", str(value)] for name, value in stored.spatial.options.items()),
+        *([f"{half} {name}", str(value)] for name, value in stored.rest.items() if value is not None),
         ["parameters", f"{total:,} in {len(stored.tensors)} tensors"],
     ]
-    _table("imported", ["", "value"], rows)
+    print(stored.source)
+    _table("", ["", "value"], rows)
     print(f"wrote {path}")
 
 
@@ -1053,7 +1061,8 @@ def _print_prediction(prediction: "Prediction", *, as_json: bool) -> None:
         for head, found in prediction.guesses.items()
         for guess in found
     ]
-    _table(f"{prediction.video}{note}", ["head", "class", "probability"], rows)
+    print(f"{prediction.video}{note}")
+    _table("", ["head", "class", "probability"], rows)
 
 
 def _print_evaluation(evaluation: "Evaluation", run: Path) -> None:
