@@ -1,5 +1,6 @@
 """The frozen spatial encoder: crops in, one vector for each time step out."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from vivit.pipeline.backbones import PRETRAINED, load_backbone, weights_sha256
 from vivit.pipeline.cache_settings import Backbone
 from vivit.pipeline.device import autocast, resolve_device, resolve_precision
 from vivit.pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class SpatialEncoder:
@@ -51,6 +54,7 @@ class SpatialEncoder:
             batch_size=batch_size,
         )
         self.weights_file = loaded.file
+        _warn_of_unseen_frames(loaded.model, config.tubelet)
         self.crop_size = crop_size
         self.model = loaded.model.requires_grad_(False).to(self.device)
         self._normalise = Normalise(config.mean, config.std, self.device)
@@ -77,6 +81,21 @@ class SpatialEncoder:
         """Model input of uint8 tubelets [batch, frame, height, width, channel]."""
         video = self._normalise(tubelets.to(self.device, non_blocking=True))
         return video[:, :, 0] if self.backbone.tubelet == 1 else video
+
+
+def _warn_of_unseen_frames(model: nn.Module, tubelet: int) -> None:
+    """A kernel from `central` inflation that never trained is zero for all frames but one: frozen, that is for good."""
+    if tubelet == 1:
+        return
+    kernel = model.get_parameter("patch_embed.proj.weight")
+    unseen = [str(frame) for frame in range(tubelet) if not kernel[:, :, frame].any()]
+    if unseen:
+        logger.warning(
+            "the encoder does not look at frame %s of each %d: its tubelet embedding was not trained after inflation; "
+            "an `average` inflation, or tubelets of 1 frame, would see all",
+            " and ".join(unseen),
+            tubelet,
+        )
 
 
 class Normalise:

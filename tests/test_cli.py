@@ -239,3 +239,110 @@ def test_a_folder_without_permission_is_one_error(vivit: Vivit, video_folder: Pa
     )
     assert code == 1
     assert "no permission to write" in err
+
+
+WARM_UP = [
+    "--backbone", "test_vit", "--weights", "random", "--num-frames", "4", "--stride", "3", "--resize", "40",
+    "--crop-size", "32", "--depth", "1", "--epochs", "2", "--batch-size", "4", "--device", "cpu",
+]  # fmt: skip
+
+
+def test_the_papers_method_in_four_commands(
+    vivit: Vivit, video_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = ["--dataset", "folder", "--data-root", video_folder]
+    code, out, err = vivit("pretrain", *data, *WARM_UP, "--run", "warm-up")
+    assert (code, "best epoch: top1/action" in out) == (0, True)
+    assert "next: vivit extract --backbone warm-up ..., then vivit train-temporal --init warm-up" in out
+    assert "trained parameters: " in caplog.text
+    code, out, err = vivit(
+        "extract", *data, "--backbone", "warm-up", "--num-frames", "8", "--test-crops", "1", "--device", "cpu"
+    )
+    assert code == 0, err
+    assert "crops as in" in out
+    code, _, err = vivit("train-temporal", "--init", "warm-up", "--epochs", "1", "--device", "cpu")
+    assert code == 0, err
+    assert "interpolated from 4 to 8 time steps" in caplog.text
+    code, out, _ = vivit("evaluate", "--device", "cpu")
+    assert (code, "validation: 4 of 4 clips, 4 views" in out) == (0, True)
+    code, out, _ = vivit("evaluate", "--run", "warm-up", "--test-crops", "1", "--device", "cpu")
+    assert (code, "validation: 4 of 4 clips, 4 views" in out) == (0, True)
+    code, out, _ = vivit("evaluate", *data, "--test-clips", "1", "--test-crops", "1", "--device", "cpu")
+    assert (code, "validation: 4 of 4 clips, 1 views" in out) == (0, True)
+    code, out, _ = vivit("predict", video_folder / "val/b/clip7.mp4", "--top", "1", "--json")
+    (guess,) = json.loads(out)["guesses"]["action"]
+    assert (code, guess["name"] in "ab") == (0, True)
+
+
+def test_published_weights_serve_every_command(
+    vivit: Vivit,
+    shared: Callable[[str], Path],
+    video_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = shared("golden/scenic_fe_i_checkpoint")
+    code, out, _ = vivit(
+        "import-weights", file, "--output", tmp_path / "fe.safetensors", "--heads", "noun=7,verb=4"
+    )
+    assert code == 0
+    assert "Scenic checkpoint scenic_fe_i_checkpoint, step 1234" in out
+    model = tmp_path / "fe.safetensors"
+    code, out, _ = vivit("predict", video_folder / "val/b/clip7.mp4", "--run", model, "--top", "1", "--json")
+    assert (code, set(json.loads(out)["guesses"])) == (0, {"noun", "verb", "action"})
+    small = ["--test-clips", "1", "--test-crops", "1", "--device", "cpu"]
+    code, _, err = vivit(
+        "extract",
+        "--dataset",
+        "folder",
+        "--data-root",
+        video_folder,
+        "--backbone",
+        model,
+        "--num-frames",
+        "8",
+        *small,
+    )
+    assert code == 0, err
+    code, _, err = vivit("train-temporal", "--init", model, "--epochs", "1", "--device", "cpu")
+    assert code == 0, err
+    assert "fe.safetensors: temporal.blocks.0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        pytest.param(["pretrain", "--model", "fee"], 2, "unknown model 'fee': did you mean fe?", id="model"),
+        pytest.param(
+            ["pretrain", "--tubelet", "3"], 2, "num_frames 8 is not a multiple of the tubelet 3", id="tubelet"
+        ),
+        pytest.param(
+            ["pretrain", "--model", "joint", "--freeze", "spatial"], 2, "needs the two halves", id="freeze"
+        ),
+        pytest.param(
+            ["pretrain", "--init", "nothing"], 1, "no file or folder of that name exists", id="init"
+        ),
+        pytest.param(
+            ["extract", "--backbone", "./nothing.safetensors"],
+            1,
+            "nothing.safetensors does not exist",
+            id="backbone",
+        ),
+    ],
+)
+def test_mistakes_of_the_papers_method_are_one_line(
+    vivit: Vivit, video_folder: Path, arguments: list[str], code: int, message: str
+) -> None:
+    small = ["--weights", "random", "--resize", "40", "--crop-size", "32", "--device", "cpu"]
+    backbone = [] if "--backbone" in arguments else ["--backbone", "test_vit", *small]
+    found, _, err = vivit(*arguments, "--dataset", "folder", "--data-root", video_folder, *backbone)
+    assert (found, err.count("Traceback")) == (code, 0)
+    assert message in err
+
+
+def test_an_import_that_makes_no_sense_is_one_line(vivit: Vivit, tmp_path: Path) -> None:
+    text = tmp_path / "weights.pth"
+    text.write_text("no weights")
+    for arguments in (["import-weights", text], ["import-weights", text, "--heads", "noun"]):
+        code, _, err = vivit(*arguments)
+        assert (code in (1, 2), err.count("Traceback"), err.startswith("error: ")) == (True, 0, True)

@@ -309,3 +309,16 @@ def test_two_processes_learn_what_one_learns(config: PretrainConfig, tmp_path: P
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-3, msg=name)
     assert not all(torch.equal(two[name], tensor) for name, tensor in one.items())
+
+
+def test_extraction_says_which_frames_an_untrained_inflation_never_sees(
+    config: PretrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretrain(replace(config, tubelet=2, epochs=1, freeze="spatial"))
+    extracted(config, tubelet_source=config.run)
+    assert "does not look at frame 0 of each 2" in caplog.text
+    caplog.clear()
+    other = replace(config, tubelet=2, epochs=1, run=config.run.with_name("trained"))
+    pretrain(other)
+    extracted(other, tubelet_source=other.run)
+    assert "does not look at" not in caplog.text
