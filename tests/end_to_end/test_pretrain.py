@@ -318,7 +318,7 @@ def test_extraction_says_which_frames_an_untrained_inflation_never_sees(
     extracted(config, tubelet_source=config.run)
     assert "does not look at frame 0 of each 2" in caplog.text
     caplog.clear()
-    other = replace(config, tubelet=2, epochs=1, run=config.run.with_name("trained"))
+    other = replace(config, tubelet=2, run=config.run.with_name("trained"))
     pretrain(other)
     extracted(other, tubelet_source=other.run)
     assert "does not look at" not in caplog.text
