@@ -288,9 +288,9 @@ def prepare(
 
 
 @app.command(
-    epilog="[b]Examples:[/] vivit pretrain --dataset ek100 --backbone vit_b16 --num-frames 8 --stride 8 --run warm-up\n\n"
+    epilog="[b]Examples:[/] vivit pretrain --dataset ek100 --backbone vit_b16 --run warm-up\n\n"
     "vivit pretrain --manifest clips.csv --model factorised-self-attention --tubelet 2\n\n"
-    "torchrun --nproc-per-node 4 -m vivit pretrain --dataset ek100 --backbone vit_l16   [dim]# 4 GPUs[/]"
+    "torchrun --nproc-per-node 4 -m -- vivit pretrain --dataset ek100 --backbone vit_l16   [dim]# 4 GPUs[/]"
 )
 def pretrain(
     dataset: Dataset = None,
@@ -327,6 +327,13 @@ def pretrain(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="First attention of factorised-self-attention: time_space or space_time. [dim]Default: time_space.[/]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     init: Init = None,
     freeze: Annotated[
         str | None,
@@ -357,7 +364,8 @@ def pretrain(
     stride: Annotated[
         int | None,
         typer.Option(
-            help="Source frames from one frame to the next. [dim]Default: 8.[/]", rich_help_panel=_VIEWS
+            help="Source frames from one frame to the next. [dim]Default: spans the time of the data set's 32 frames.[/]",
+            rich_help_panel=_VIEWS,
         ),
     ] = None,
     fps: Fps = None,
@@ -414,7 +422,7 @@ def pretrain(
     """
     from dataclasses import replace
 
-    from vivit.end_to_end.config import WARM_UP_VIEWS, PretrainConfig
+    from vivit.end_to_end.config import PretrainConfig, warm_up_views
     from vivit.end_to_end.pretrain import default_run_name
     from vivit.end_to_end.pretrain import pretrain as run_pretrain
     from vivit.pipeline.workspace import Workspace, file_name
@@ -423,9 +431,12 @@ def pretrain(
     clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
     backbone = _run_or(backbone or PretrainConfig.backbone, workspace)
     init = None if init is None else _run_or(init, workspace)
-    views = _views(
-        clips.dataset, backbone, WARM_UP_VIEWS, num_frames=num_frames, stride=stride, fps=fps, resize=resize,
-        crop_size=crop_size, scale_max=scale_max, flip=flip,
+    views = replace(
+        warm_up_views(_views(clips.dataset, backbone), num_frames),
+        **_given(
+            num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size, scale_max=scale_max,
+            flip=flip,
+        ),
     )  # fmt: skip
     config = PretrainConfig(
         manifest=manifest or workspace.manifests / f"{clips.dataset}.parquet",
@@ -434,7 +445,7 @@ def pretrain(
         views=views,
         checkpoint_gradients=checkpoint_gradients,
         **_given(
-            model=model, backbone=backbone, weights=weights, tubelet=tubelet, inflation=inflation, init=init,
+            model=model, backbone=backbone, weights=weights, tubelet=tubelet, inflation=inflation, order=order, init=init,
             freeze=freeze, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, adapter=adapter, adapter_width=adapter_width,
             drop_path=drop_path, epochs=epochs, batch_size=batch_size, accumulate=accumulate, optimizer=optimizer,
             learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
@@ -452,7 +463,8 @@ def pretrain(
         f"best epoch: {_best(result.best)}"
     )
     print(f"run: {result.run}")
-    print(f"next: vivit extract --backbone {name} ..., then vivit train-temporal --init {name}")
+    both = f"vivit extract --backbone {name} ..., then vivit train-temporal --init {name}"
+    print(f"next: {both if config.model == 'fe' else f'vivit evaluate --run {result.run}'}")
     if result.left_out:
         listed = ", ".join(f"{count} {outcome}" for outcome, count in result.left_out.items())
         print(f"readings of clips that failed: {listed}", file=sys.stderr)
@@ -488,6 +500,10 @@ def import_weights(
     image_size: Annotated[
         int | None, typer.Option(help="Side of a crop in pixels, where the file does not tell.")
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="First attention of factorised-self-attention: time_space or space_time."),
+    ] = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
     """Turn published weights into a model file: Scenic (ViViT), Google ViT, timm, Hugging Face ViViT, VideoMAE.
@@ -498,13 +514,14 @@ def import_weights(
     from vivit.pipeline.weights import import_weights as run_import
 
     stored = run_import(
-        path, kind=kind, backbone=backbone, model=model, heads=_counts(heads),
+        path, kind=kind, backbone=backbone, model=model, heads=_counts(heads), order=order,
         image_size=None if image_size is None else (image_size, image_size),
     )  # fmt: skip
     from vivit.pipeline.workspace import file_name
 
     name = file_name(path.resolve().name if path.suffix == "" else path.stem)
-    target = output or workdir / "weights" / f"{name}.safetensors"
+    folder = output if output is not None and output.is_dir() else workdir / "weights"
+    target = output if output is not None and not output.is_dir() else folder / f"{name}.safetensors"
     stored.write(target)
     _print_imported(stored, target)
 
@@ -620,7 +637,7 @@ def extract(
     clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
     backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
     views = _views(
-        clips.dataset, backbone, {}, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
+        clips.dataset, backbone, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
         scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
     )  # fmt: skip
     name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
@@ -761,6 +778,18 @@ def evaluate(
     max_views: Annotated[
         int | None, typer.Option(help="Of a cache, use the first views only (ordered crop by crop).")
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="From videos, source frames from one frame to the next. [dim]Default: as trained.[/]"
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="From videos, resample to this rate. [dim]Default: as trained.[/]")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(help="From videos, short side before cropping. [dim]Default: as trained.[/]")
+    ] = None,
     test_clips: Annotated[
         int | None, typer.Option(help="From videos, temporal clips per clip. [dim]Default: as trained.[/]")
     ] = None,
@@ -768,7 +797,11 @@ def evaluate(
         int | None, typer.Option(help="From videos, spatial crops: 1 or 3. [dim]Default: as trained.[/]")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="From videos, the frozen encoder of a stage-2 run if its file moved.")
+        str | None, typer.Option(help="From videos, the file of a stage-2 run's frozen encoder, if it moved.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Views per forward pass. [dim]Default: 256 of a cache, 16 of videos.[/]"),
     ] = None,
     allow_partial: AllowPartial = False,
     device: Device = None,
@@ -793,7 +826,9 @@ def evaluate(
         raise ConfigError("pass either --cache, or videos with --dataset or --manifest")
     if has_videos or (cache is None and is_model(path)):
         from vivit.end_to_end.evaluate_videos import VideoEvaluateConfig, evaluate_videos
+        from vivit.pipeline.recipes import recipe_of
 
+        _refuse("on videos", max_views=max_views, allow_partial=allow_partial or None)
         clips, root = (
             _clips(dataset, manifest, data_root, annotations, workspace)
             if has_videos
@@ -802,16 +837,22 @@ def evaluate(
         on_videos = VideoEvaluateConfig(
             run=path,
             data_root=root,
-            **_given(split=split, average=average, test_clips=test_clips, test_crops=test_crops, backbone=backbone, device=device, precision=precision),
+            default_views=recipe_of(clips.dataset).views,
+            views=_given(stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops),
+            **_given(split=split, average=average, backbone=backbone, batch_size=batch_size, device=device, precision=precision),
         )  # fmt: skip
         _print_settings("evaluate", vars(on_videos))
         _print_evaluation(evaluate_videos(on_videos, clips), path)
         return
+    _refuse(
+        "on a cache", stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops,
+        backbone=backbone,
+    )  # fmt: skip
     cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(path))
     config = EvaluateConfig(
         run=path,
         cache=cache_path,
-        **_given(split=split, average=average, max_views=max_views, allow_partial=allow_partial, device=device, precision=precision),
+        **_given(split=split, average=average, max_views=max_views, batch_size=batch_size, allow_partial=allow_partial, device=device, precision=precision),
     )  # fmt: skip
     _print_settings("evaluate", vars(config))
     _print_evaluation(run_evaluate(config), path)
@@ -827,6 +868,13 @@ def predict(
     top: Annotated[int, typer.Option(help="Classes to show per head.")] = 5,
     start: Annotated[float | None, typer.Option(help="Second at which the clip starts.")] = None,
     end: Annotated[float | None, typer.Option(help="Second at which the clip ends.")] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Source frames from one frame to the next. [dim]Default: as trained.[/]"),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Resample to this rate. [dim]Default: as trained.[/]")
+    ] = None,
     test_clips: Annotated[
         int | None, typer.Option(help="Temporal clips. [dim]Default: as trained.[/]")
     ] = None,
@@ -834,7 +882,7 @@ def predict(
         int | None, typer.Option(help="Spatial crops: 1 or 3. [dim]Default: as trained.[/]")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Frozen encoder of a stage-2 run, if its file moved.")
+        str | None, typer.Option(help="File of the frozen encoder of a stage-2 run, if it moved.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per video.")] = False,
     device: Device = None,
@@ -896,8 +944,8 @@ def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
     return Manifest.read(path), data_root or Path(about["data_root"])
 
 
-def _views(dataset: str, backbone: str, default: dict[str, Any], **given: Any) -> Any:
-    """The data set's views, with the command's own defaults, those of a model file, and those given, in their place."""
+def _views(dataset: str, backbone: str, **given: Any) -> Any:
+    """The data set's views, with those that a model file was trained on, and those given, in their place."""
     from dataclasses import replace
 
     from vivit.pipeline.backbones import is_model_file
@@ -910,7 +958,7 @@ def _views(dataset: str, backbone: str, default: dict[str, Any], **given: Any) -
     if is_model_file(backbone):
         own = views_for_spatial(Path(backbone))
         print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
-    return replace(recipe.views, **(default | own | _given(**given)))
+    return replace(recipe.views, **(own | _given(**given)))
 
 
 def _run_or(name: str, workspace: Any) -> str:
@@ -940,7 +988,23 @@ def _trained(run: str | None, workspace: Any, *, quiet: bool = False) -> Path:
     """The run folder or model file that was asked for; the newest run where none was."""
     if run is None:
         return workspace.newest_run() if quiet else _say("newest run", workspace.newest_run())
-    return Path(run) if Path(run).suffix == ".safetensors" else _below(workspace.runs, run, "")
+    path = Path(run)
+    if path.suffix != ".safetensors":
+        return _below(workspace.runs, run, "")
+    # the weights in a run's folder stand for the run
+    return (
+        path.parent if path.name == "model.safetensors" and (path.parent / "config.json").is_file() else path
+    )
+
+
+def _refuse(where: str, **options: Any) -> None:
+    """ConfigError for an option that has no meaning here, rather than to leave it aside."""
+    from vivit.pipeline.errors import ConfigError
+
+    for name in _given(**options):
+        raise ConfigError(
+            f"--{name.replace('_', '-')} says nothing about an evaluation {where}: leave it out"
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:

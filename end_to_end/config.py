@@ -1,6 +1,6 @@
 """What an end-to-end training is told. Free of torch, so that the command line can read the defaults."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from vivit.stage2_temporal.optimisation import Optimisation
 VIDEO_MODELS = ("fe", "joint", "factorised-self-attention", "factorised-dot-product")
 INFLATIONS = ("central", "average")
 FREEZABLE = ("none", "spatial", "temporal")
-WARM_UP_VIEWS = {"num_frames": 8, "stride": 8}
-"""Few frames over as long a time as the reference's 32 frames at stride 2."""
+ORDERS = ("time_space", "space_time")
+WARM_UP_FRAMES = 8
+"""Frames of a warm-up's views, as in the paper."""
 _NOT_IN_IDENTITY = (
     "manifest",
     "data_root",
@@ -49,7 +50,7 @@ class PretrainConfig(TemporalOptions, Optimisation):
     """Image ViT to start from: a short name or timm id, or a model file."""
     weights: str = "pretrained"
     """Its weights: `pretrained`, `random`, or a file."""
-    views: ViewSpec = field(default_factory=lambda: ViewSpec(**WARM_UP_VIEWS))
+    views: ViewSpec = field(default_factory=lambda: warm_up_views(ViewSpec()))
     """Frames and crops; each epoch draws new views."""
     tubelet: int | None = None
     """Frames that one token looks at; None is those of the backbone, 1 for an image ViT."""
@@ -88,17 +89,29 @@ class PretrainConfig(TemporalOptions, Optimisation):
         if self.clip_timeout_sec <= 0:
             raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
         if self.model != "fe":
-            if self.freeze != "none":
-                raise ConfigError(
-                    f"freeze {self.freeze} needs the two halves of --model fe, not {self.model}"
-                )
-            if self.adapter != "none":
-                raise ConfigError(
-                    f"adapter {self.adapter} needs the two halves of --model fe, not {self.model}"
-                )
+            for name in ("freeze", "adapter", "init", "depth", "num_heads", "mlp_ratio", "adapter_width"):
+                value = getattr(self, name)
+                if value != getattr(PretrainConfig, name):
+                    raise ConfigError(f"{name} {value} needs the two halves of --model fe, not {self.model}")
+        if self.order not in ORDERS:
+            raise nearest(self.order, list(ORDERS), "order")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the weights, as JSON values; a run goes on only with equal ones."""
+        """The settings that decide the weights, as JSON values; a run goes on only with equal ones.
+
+        Files are known by the digest of their bytes: CheckpointError where one cannot be read.
+        """
+        from vivit.stage2_temporal.init_source import file_sha256
+
         values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_IDENTITY}
+        for name in ("backbone", "weights"):
+            if Path(values[name]).exists():
+                values[name] = f"sha256:{file_sha256(Path(values[name]))}"
         values["warmup_epochs"] = self.resolved_warmup_epochs
         return values | {"views": self.views.to_dict()} | self.temporal_identity()
+
+
+def warm_up_views(views: ViewSpec, num_frames: int | None = None) -> ViewSpec:
+    """Fewer frames over as long a time as `views`."""
+    few = num_frames or WARM_UP_FRAMES
+    return replace(views, num_frames=few, stride=max(1, views.num_frames * views.stride // few))

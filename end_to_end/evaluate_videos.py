@@ -1,6 +1,8 @@
 """Scores of a whole model on a split, straight from the videos: for models that no cache serves, and to check one."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ from vivit.end_to_end.video_logits import video_logits
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage1_extract.extract import check_videos
 from vivit.stage2_temporal.evaluate import check_classes, clip_table, output_folder, write_evaluation
 from vivit.stage2_temporal.evaluation import Evaluation, coverage_of, scores_of
 from vivit.stage2_temporal.scoring import AVERAGES, Average
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +35,10 @@ class VideoEvaluateConfig:
     """Split to evaluate."""
     average: Average = "logits"
     """What is averaged over views: `logits`, as the reference does, or `softmax` (probabilities)."""
-    test_clips: int | None = None
-    """Temporal clips per clip; None is what the model's views say."""
-    test_crops: int | None = None
-    """Spatial crops per temporal clip; None is what the model's views say."""
+    views: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ViewSpec in place of those that the model was trained on: stride, test_clips, ..."""
+    default_views: ViewSpec = field(default_factory=ViewSpec)
+    """Views for a model that does not know those of its training (imported weights)."""
     backbone: str | None = None
     """Frozen encoder of a stage-2 run, where its file moved."""
     batch_size: int = 16
@@ -51,12 +56,6 @@ class VideoEvaluateConfig:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
 
-    @property
-    def views(self) -> dict[str, Any]:
-        """The fields of ViewSpec that are given."""
-        given = {"test_clips": self.test_clips, "test_crops": self.test_crops}
-        return {name: value for name, value in given.items() if value is not None}
-
 
 def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluation:
     """Evaluate on the videos of a split, and write the scores and the logits of each clip as `evaluate` does."""
@@ -65,7 +64,10 @@ def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluati
         raise DataError(f"the manifest has no split {config.split!r}: it has {', '.join(manifest.splits)}")
     if config.split == "train":
         raise DataError("the training split has random views, not test views: evaluate validation or test")
-    predictor = load_predictor(config.run, backbone=config.backbone, **config.views)
+    predictor = load_predictor(
+        config.run, backbone=config.backbone, default=config.default_views, **config.views
+    )
+    logger.info("views: %s", predictor.views)
     check_classes(predictor.classes, manifest.heads, run=config.run, other=Path(manifest.dataset))
     clips = manifest.of_split(config.split)
     reading = predictor.reading(

@@ -68,21 +68,31 @@ def space_time_tensors(
 ) -> dict[str, Tensor]:
     """Tensors of a `SpaceTimeTransformer` without heads, from those of an image ViT (timm names).
 
-    Positions are tiled over time; the class token and its position are kept where the model has one. A model's tensors
-    that an image cannot give (the time norm of factorised-self-attention) are left out.
+    Positions are tiled over time; the class token and its position are kept where the model has one. What an image
+    cannot give (the time norm of factorised-self-attention) is left out. ConfigError for a ViT with other parts than
+    the reference's.
     """
-    tensors: dict[str, Tensor] = {
-        "patch_embed.proj.weight": inflated(image["patch_embed.proj.weight"], tubelet, inflation),
-        "patch_embed.proj.bias": image["patch_embed.proj.bias"],
-        "pos_embed": tiled(image["pos_embed"], time, has_token=has_token),
-    }
-    if has_token:
-        tensors["cls_token"] = image["cls_token"]
+    tensors: dict[str, Tensor] = {}
     for name, value in image.items():
-        if name.startswith("norm."):
+        if name == "patch_embed.proj.weight":
+            tensors[name] = inflated(value, tubelet, inflation)
+        elif name == "pos_embed":
+            tensors[name] = tiled(value, time, has_token=has_token)
+        elif name == "cls_token":
+            tensors |= {name: value} if has_token else {}
+        elif name == "patch_embed.proj.bias" or name.startswith("norm."):
             tensors[name] = value
         elif name.startswith("blocks."):
             tensors |= dict.fromkeys(_block_names(name, model), value)
+        else:
+            raise ConfigError(
+                f"the backbone has a part that {model} does not know ({name}): choose a plain vit_*"
+            )
+    for needed in ("cls_token", "pos_embed", "patch_embed.proj.bias"):
+        if needed not in image:
+            raise ConfigError(
+                f"the backbone has no {needed}, which {model} starts from: choose a plain vit_*"
+            )
     return tensors
 
 
@@ -100,15 +110,19 @@ def tiled(positions: Tensor, time: int, *, has_token: bool) -> Tensor:
     return torch.cat([token, repeated], dim=1) if has_token else repeated
 
 
-def resized(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions [1, 1 + height * width, dim] for another grid, from a square one [1, 1 + side * side, dim].
+def resized(positions: Tensor, grid: tuple[int, int], *, num_prefix: int = 1) -> Tensor:
+    """Positions [1, prefix + height * width, dim] for another grid, from a square one [1, prefix + side * side, dim].
 
-    Bilinear with aligned corners, as the reference's zoom does; the class token's slot is kept.
+    Bilinear with aligned corners, as the reference's zoom does; the slots of the class token and its like are kept.
     """
-    token, old = positions[:, :1], positions[:, 1:]
+    prefix, old = positions[:, :num_prefix], positions[:, num_prefix:]
     side = round(old.shape[1] ** 0.5)
+    if side * side != old.shape[1]:
+        raise ConfigError(
+            f"the backbone has {old.shape[1]} positions, which are no square: choose a plain vit_*"
+        )
     if (side, side) == grid:
         return positions
     picture = old.transpose(1, 2).reshape(1, -1, side, side)
     new = F.interpolate(picture, size=grid, mode="bilinear", align_corners=True)
-    return torch.cat([token, new.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([prefix, new.flatten(2).transpose(1, 2)], dim=1)

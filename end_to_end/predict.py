@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vivit.end_to_end.predictor import Predictor
 from vivit.end_to_end.video_logits import video_logits
-from vivit.pipeline.errors import DataError
+from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 
@@ -50,6 +50,10 @@ def predict(
 
     With heads verb and noun, `action` is their product. DataError for a video that is not there.
     """
+    if top < 1:
+        raise ConfigError(f"top must be at least 1, got {top}")
+    if start_sec is not None and end_sec is not None and end_sec <= start_sec:
+        raise ConfigError(f"the clip ends at {end_sec} s, before it starts at {start_sec} s")
     predictions = []
     for video in videos:
         if not video.is_file():

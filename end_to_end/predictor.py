@@ -12,7 +12,7 @@ from vivit.end_to_end.video_logits import Reading
 from vivit.end_to_end.video_models import load_video_model
 from vivit.pipeline.backbones import LoadedBackbone, load_backbone, weights_sha256
 from vivit.pipeline.cache_settings import CacheSettings
-from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, model_file
+from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, model_file, resize_for
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError
 from vivit.pipeline.views import ViewSpec
@@ -61,34 +61,42 @@ class Predictor:
         )
 
 
-def load_predictor(path: Path, *, backbone: str | None = None, **views: Any) -> Predictor:
+def load_predictor(
+    path: Path, *, backbone: str | None = None, default: ViewSpec | None = None, **views: Any
+) -> Predictor:
     """The model of a run folder or a model file.
 
-    `backbone`: name or file of the frozen spatial encoder of a stage-2 run, where that came from a file that moved.
-    `views`: fields of ViewSpec to use in place of those of the training. CheckpointError where parts are missing.
+    `backbone`: file of the frozen spatial encoder of a stage-2 run, where that moved. `default`: views for a model that
+    does not know those of its training (imported weights). `views`: fields of ViewSpec to use in place of those of the
+    training. CheckpointError where parts are missing.
     """
     if not is_model(path):
         return _of_stage2(path, backbone, views)
     stored = Checkpoint.read(path)
+    if not stored.rest.get("heads"):
+        raise CheckpointError(
+            f"{path} has no classifier, so it can label nothing: use it as a start of training"
+        )
     model = load_video_model(stored)
     return Predictor(
         path=path,
         model=model,
         spatial=stored.spatial,
-        views=_views_of(stored, views),
+        views=_views_of(stored, default or ViewSpec(), views),
         classes=known_classes(stored),
         epoch=int(stored.metrics.get("epoch", 0)),
     )
 
 
-def _views_of(stored: Checkpoint, given: Mapping[str, Any]) -> ViewSpec:
-    """The views of a model file; the reference's where it does not say."""
+def _views_of(stored: Checkpoint, default: ViewSpec, given: Mapping[str, Any]) -> ViewSpec:
+    """The views of a model file, and what it does not say from `default`."""
     if stored.views:
         known = ViewSpec.from_dict(dict(stored.views))
     else:
         size = stored.spatial.crop_size
         num_frames = stored.rest["time"] * stored.spatial.tubelet
-        known = ViewSpec(num_frames=num_frames, resize=max(size, size * 8 // 7), crop_size=size)
+        resize = default.resize if default.crop_size == size else resize_for(size)
+        known = replace(default, num_frames=num_frames, resize=resize, crop_size=size)
     views = replace(known, **given)
     if views.num_frames != known.num_frames or views.crop_size != known.crop_size:
         raise ConfigError(
@@ -110,7 +118,9 @@ def _of_stage2(path: Path, backbone: str | None, given: Mapping[str, Any]) -> Pr
         )
     frozen = _frozen_backbone(path, settings, backbone, config["cache"].get("weights_file"))
     half, epoch = load_model(run)
-    model = FactorisedEncoder(frozen.model, settings.backbone.tubelet, half.config)
+    # stochastic depth is for training, and asks for a ViT
+    config_here = replace(half.config, drop_path=0.0)
+    model = FactorisedEncoder(frozen.model, settings.backbone.tubelet, config_here)
     missing = model.load_state_dict(half.state_dict(), strict=False).missing_keys
     assert all(name.startswith("spatial.") for name in missing)
     training = config["training"]
@@ -124,23 +134,23 @@ def _frozen_backbone(
     path: Path, settings: CacheSettings, given: str | None, recorded: str | None
 ) -> LoadedBackbone:
     """The encoder that made the run's cache; CheckpointError where it is another or cannot be found."""
-    source, _, name = settings.backbone.weights.partition(":")
-    crop_size = settings.views.crop_size
+    made_of, crop_size = settings.backbone, settings.views.crop_size
+    source, _, name = made_of.weights.partition(":")
     file = Path(given) if given is not None else Path(recorded or name)
     if given is None and source != "file":
-        loaded = load_backbone(settings.backbone.name, weights=source, crop_size=crop_size)
+        loaded = load_backbone(made_of.name, weights=source, crop_size=crop_size)
     elif not file.exists():
         raise CheckpointError(
-            f"the spatial encoder of {path} came from {recorded or name}, and {file} is not there: "
-            "pass the file with --backbone FILE"
+            f"{file} is not there, and the spatial encoder of {path} came from {recorded or made_of.weights}: "
+            "pass its file with --backbone FILE"
         )
     elif is_checkpoint(model_file(file)):
         loaded = load_backbone(str(file.resolve()), crop_size=crop_size)
     else:
-        loaded = load_backbone(settings.backbone.name, weights=str(file), crop_size=crop_size)
-    if weights_sha256(loaded.model) != settings.backbone.weights_sha256:
+        loaded = load_backbone(made_of.name, weights=str(file), crop_size=crop_size)
+    if weights_sha256(loaded.model) != made_of.weights_sha256 or not made_of.computes_like(loaded.config):
         raise CheckpointError(
-            f"the weights of {file if source == 'file' or given else settings.backbone.name} are not those that "
-            f"{path} was trained on: pass the --backbone that made its cache ({settings.backbone.weights})"
+            f"{file if source == 'file' or given else made_of.name} is not the encoder that {path} was trained on: "
+            f"pass the --backbone that made its cache ({made_of.name}, {made_of.weights})"
         )
     return loaded

@@ -25,7 +25,7 @@ from vivit.end_to_end.video_logits import Reading, video_logits
 from vivit.end_to_end.video_models import VideoModel, create_video_model, take_image_weights
 from vivit.pipeline.backbones import PRETRAINED, LoadedBackbone, load_backbone, weights_sha256
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, JOINT, Checkpoint, SpatialConfig
-from vivit.pipeline.device import resolve_device, resolve_precision
+from vivit.pipeline.device import resolve_precision
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
 from vivit.stage1_extract.clip_reader import CropSettings
@@ -36,7 +36,14 @@ from vivit.stage2_temporal.init_source import read_source
 from vivit.stage2_temporal.initialisation import initialise, write_origins
 from vivit.stage2_temporal.interruption import before_first_step
 from vivit.stage2_temporal.learner import Learner, fresh_model
-from vivit.stage2_temporal.parallel import gathered, local_device, process_group, rank, world_size
+from vivit.stage2_temporal.parallel import (
+    gathered,
+    local_world_size,
+    own_device,
+    process_group,
+    rank,
+    world_size,
+)
 from vivit.stage2_temporal.run_folder import PRETRAIN, RUN_FORMAT, RunFolder
 from vivit.stage2_temporal.train import LIBRARIES
 from vivit.stage2_temporal.validation import best_epoch, validation_metrics
@@ -110,7 +117,7 @@ class _Setup:
 
     @property
     def threads(self) -> int:
-        local = default_decode_threads(self.device.type) // world_size()
+        local = default_decode_threads(self.device.type) // local_world_size()
         return self.config.decode_threads or max(1, local)
 
 
@@ -120,7 +127,7 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
     Under torchrun every process calls this, with its own GPU; each reads and learns from its share of every batch.
     Raises InterruptedRunError, with the state saved, after SIGINT or SIGTERM, DataError where nothing can be learnt.
     """
-    device = local_device(resolve_device(config.device))
+    device = own_device(config.device)
     run = RunFolder(config.run)
     with (
         process_group(device),
@@ -130,12 +137,13 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
         with before_first_step():
             setup = _set_up(config, device)
             clips, labels = _labelled(setup.manifest, config.train_split)
-            if rank() == 0:
-                run.claim(_description(setup))
+            _check_processes(config, len(clips))
             model = fresh_model(
                 lambda: create_video_model(config.model, setup.spatial, setup.rest), config.seed
             )
             origins = _initialise(model, setup)
+            if rank() == 0:
+                run.claim(_description(setup))
             if isinstance(model, FactorisedEncoder) and config.freeze != "none":
                 model.freeze(config.freeze)
             _recompute(model, config.checkpoint_gradients)
@@ -163,7 +171,7 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
             logger.info("%s", _parameters_in_words(model))
             write_origins(origins, run.path)
         if state.step < learner.total_steps:
-            validate = partial(_validate, setup) if config.validation_split in setup.manifest.splits else None
+            validate = partial(_validate, setup) if _can_validate(setup) else None
             fit(
                 learner, batches, state, run,
                 config=config, validate=validate, keep=partial(_keep, setup, run), report=report,
@@ -235,6 +243,27 @@ def _labelled(manifest: Manifest, split: str) -> tuple[list[Clip], dict[str, npt
         raise DataError(f"split {split!r} has no labelled clip")
     clips = manifest.of_split(split)
     return [clips[row] for row in rows.tolist()], {head: values[rows] for head, values in labels.items()}
+
+
+def _can_validate(setup: _Setup) -> bool:
+    split = setup.config.validation_split
+    if split is None or split not in setup.manifest.splits:
+        return False
+    labels = setup.manifest.labels(split)
+    has_labels = any((values != UNKNOWN).any() for values in labels.values())
+    if not has_labels:
+        logger.warning("split %s has no labelled clips: the last epoch is kept, not the best", split)
+    return has_labels
+
+
+def _check_processes(config: PretrainConfig, num_clips: int) -> None:
+    """ConfigError where a process would have nothing to learn from."""
+    if config.batch_size < world_size():
+        raise ConfigError(
+            f"a batch of {config.batch_size} clips is too small for {world_size()} processes: raise --batch-size"
+        )
+    if num_clips < world_size():
+        raise ConfigError(f"{num_clips} clips are too few for {world_size()} processes: start fewer")
 
 
 def _initialise(model: VideoModel, setup: _Setup) -> dict[str, str]:

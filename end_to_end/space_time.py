@@ -163,10 +163,11 @@ class DotProductAttention(nn.Module):
 
     def _attend(self, parts: Tensor) -> Tensor:
         """Attention along the fourth axis of [query/key/value, batch, other, along, head, channel]."""
-        query, key, value = parts.transpose(3, 4)
+        # one axis in front of the heads: with two, no fused kernel takes it
+        query, key, value = parts.transpose(3, 4).flatten(1, 2)
         if self.fused_attn:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
             weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
             mixed = weights.softmax(dim=-1) @ value
-        return mixed.transpose(2, 3)
+        return mixed.transpose(1, 2).reshape(*parts.shape[1:])

@@ -59,7 +59,9 @@ class VideoBatches:
         budget_bytes: int,
     ) -> None:
         """`labels` [clip] are of `clips`; `settings.seed` also decides the order."""
-        self._clips, self._labels, self._data_root = clips, labels, data_root
+        # of whatever split they are, they are looked at in random views
+        self._clips = [replace(clip, split="train") for clip in clips]
+        self._labels, self._data_root = labels, data_root
         self._settings = replace(settings, views=replace(settings.views, train_views=1))
         self._batch_size, self._normalise, self._device = batch_size, normalise, device
         self._threads, self._budget_bytes = threads, budget_bytes
@@ -90,7 +92,7 @@ class VideoBatches:
         )
         with stream:
             crops = stream.read([self._clips[row] for row in batch] for batch in batches)
-            yield from read_ahead(lambda batch: self._batch(batch, crops), batches)
+            yield from read_ahead(lambda batch: self._batch(batch, crops), batches, depth=1)
 
     @property
     def _clip_bytes(self) -> int:
@@ -100,6 +102,8 @@ class VideoBatches:
     def _batch(self, rows: Rows, crops: Iterator[ClipCrops]) -> VideoBatch:
         views = self._settings.views
         shape = (len(rows), views.num_frames, views.crop_size, views.crop_size, 3)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # this thread's: pinned memory belongs to it
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         counts = np.ones(len(rows), dtype=np.bool_)
         for place in range(len(rows)):

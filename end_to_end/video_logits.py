@@ -43,7 +43,7 @@ def video_logits(
 ) -> tuple[dict[str, npt.NDArray[np.float32]], list[ClipRecord]]:
     """Logits [readable clip, class] per head, averaged over the test views of each clip; what became of every clip.
 
-    `batch_size` counts views per forward pass; the views of a clip are not torn apart. `clips` are of one split.
+    `batch_size` counts views per forward pass. `clips` are of one split.
     """
     was_training = model.training
     model.eval()
@@ -51,14 +51,17 @@ def video_logits(
     records: list[ClipRecord] = []
     waiting: list[Tensor] = []
 
+    def scores(pixels: Tensor) -> dict[str, Tensor]:
+        with autocast(reading.device, reading.precision):
+            logits = model(reading.normalise(pixels.to(reading.device)))
+        return {head: values.float() for head, values in logits.items()}
+
     def run() -> None:
         views = len(waiting[0])
-        with autocast(reading.device, reading.precision):
-            logits = model(reading.normalise(torch.cat(waiting).to(reading.device)))
-        for head, values in logits.items():
-            made.setdefault(head, []).append(
-                averaged(values.float().unflatten(0, (-1, views)), average).cpu()
-            )
+        parts = [scores(part) for part in torch.split(torch.cat(waiting), batch_size)]
+        for head in parts[0]:
+            values = torch.cat([part[head] for part in parts])
+            made.setdefault(head, []).append(averaged(values.view(-1, views, values.shape[1]), average).cpu())
         waiting.clear()
 
     stream = CropStream(

@@ -53,14 +53,21 @@ def take_image_weights(
     Positions for another crop size are resized as in the reference. `spatial` is the video model's.
     """
     tensors: dict[str, Tensor] = dict(image.state_dict())
+    if "patch_embed.proj.weight" not in tensors or "pos_embed" not in tensors:
+        raise ConfigError(
+            f"{spatial.name} is no Vision Transformer with learned positions: choose a plain vit_*"
+        )
     patch = tensors["patch_embed.proj.weight"].shape[-2:]
     grid = (spatial.image_size[0] // patch[0], spatial.image_size[1] // patch[1])
-    tensors["pos_embed"] = resized(tensors["pos_embed"], grid)
+    vit: Any = image
+    num_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    tensors["pos_embed"] = resized(tensors["pos_embed"], grid, num_prefix=num_prefix)
     if isinstance(model, FactorisedEncoder):
-        taken = {
-            f"spatial.{name}": value
-            for name, value in spatial_tensors(tensors, spatial.tubelet, inflation).items()
-        }
+        half = spatial_tensors(tensors, spatial.tubelet, inflation)
+        taken = {f"spatial.{name}": value for name, value in half.items()}
+        needed = {name for name in model.state_dict() if name.startswith("spatial.")}
+        if different := sorted(needed ^ taken.keys()):
+            raise ConfigError(f"{spatial.name} has or lacks {different[0]}: choose a plain vit_*")
     else:
         taken = space_time_tensors(
             tensors,
@@ -71,13 +78,5 @@ def take_image_weights(
             inflation=inflation,
         )
     model.load_state_dict(taken, strict=False)
-    if unknown := sorted(set(taken) - set(model.state_dict())):
-        raise ConfigError(
-            f"this backbone has parts that {type(model).__name__} lacks ({unknown[0]}): choose another"
-        )
-    return {
-        name: f"the image ViT, {inflation} frame"
-        if "proj.weight" in name and "patch" in name
-        else "the image ViT"
-        for name in taken
-    }
+    kernel = f"the image ViT, {inflation} frame" if spatial.tubelet > 1 else "the image ViT"
+    return {name: kernel if name.endswith("patch_embed.proj.weight") else "the image ViT" for name in taken}

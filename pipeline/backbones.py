@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, IMAGE, Checkpoint, SpatialConfig, model_file
 from vivit.pipeline.errors import ConfigError, WeightsError
-from vivit.pipeline.spatial_vit import create_spatial_vit
+from vivit.pipeline.spatial_vit import check_divides, create_spatial_vit
 from vivit.pipeline.workspace import nearest
 
 SHORT_NAMES = {
@@ -100,8 +100,8 @@ def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224)
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a backbone's name is a path."""
-    return os.sep in name or name.endswith(".safetensors")
+    """Whether a backbone's name is a path: of a model file, or of a folder with one."""
+    return os.sep in name or name.endswith(".safetensors") or model_file(Path(name)) != Path(name)
 
 
 def _from_checkpoint(path: Path, crop_size: int) -> LoadedBackbone:
@@ -169,6 +169,7 @@ def _create(full: str, crop_size: int, **options: Any) -> nn.Module:
         model = timm.create_model(full, num_classes=0, **options)
     except AssertionError as error:
         raise ConfigError(f"{full} does not take crops of {crop_size} pixels: {error}") from error
+    check_divides(model, full, (crop_size, crop_size))
     return model
 
 

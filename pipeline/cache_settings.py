@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from vivit.pipeline.checkpoint import SpatialConfig
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.views import ViewSpec
 
@@ -23,6 +24,8 @@ class Backbone:
     """Where the weights came from: `pretrained:<tag>`, `file:<name>` or `random:<seed>`."""
     weights_sha256: str
     """Digest of all tensors of the encoder, with their names."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What is different from the timm model of that name and no tensor shows: activation, attention heads, ..."""
     embed_dim: int
     """Length of a token."""
     tubelet: int = 1
@@ -39,6 +42,17 @@ class Backbone:
     """Type of the encoder's arithmetic."""
     batch_size: int = 32
     """Most frame crops in one forward pass; a pass never holds crops of two clips."""
+
+    def computes_like(self, spatial: SpatialConfig) -> bool:
+        """Whether an encoder with the same tensors computes the same from the same picture."""
+        here = (dict(self.options), self.tubelet, self.mean, self.std, self.interpolation)
+        return here == (
+            json.loads(json.dumps(dict(spatial.options))),
+            spatial.tubelet,
+            spatial.mean,
+            spatial.std,
+            spatial.interpolation,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def views_for_spatial(path: Path) -> dict[str, Any]:
-    """Fields of ViewSpec that follow from a model file: its crop size, and the resize that it was trained with."""
+    """Fields of ViewSpec that follow from a model file: its crop size, and how its training cut and mirrored crops."""
     about = read_about(model_file(path))
     if about.get("format") != FORMAT:
         raise CheckpointError(
@@ -168,8 +168,10 @@ def views_for_spatial(path: Path) -> dict[str, Any]:
         )
     size = SpatialConfig.from_dict(about["spatial"]).crop_size
     trained: Mapping[str, Any] = about["views"]
-    return {
-        "crop_size": size,
-        "resize": trained.get("resize", size * 8 // 7),
-        "scale_max": trained.get("scale_max", 1.33),
-    }
+    known = {name: trained[name] for name in ("scale_min", "scale_max", "flip", "fps") if name in trained}
+    return {"crop_size": size, "resize": trained.get("resize", resize_for(size))} | known
+
+
+def resize_for(crop_size: int) -> int:
+    """Short side that frames are resized to for crops of this size: 256 for 224 and 288 for 256, as in the reference."""
+    return crop_size + 32 if crop_size in (224, 256) else crop_size * 8 // 7

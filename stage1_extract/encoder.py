@@ -44,6 +44,7 @@ class SpatialEncoder:
             name=config.name,
             weights=loaded.source,
             weights_sha256=weights_sha256(loaded.model),
+            options=dict(config.options),
             embed_dim=cast(int, loaded.model.num_features),
             tubelet=config.tubelet,
             pooling=str(getattr(loaded.model, "global_pool", "model")),

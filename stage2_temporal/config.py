@@ -46,6 +46,8 @@ class TemporalOptions:
     def __post_init__(self) -> None:
         if not self.init:
             raise ConfigError(f"init is empty: pass {SCRATCH}, {SPATIAL}, a model file or a run folder")
+        if self.num_heads is not None and self.num_heads < 1:
+            raise ConfigError(f"num_heads must be at least 1, got {self.num_heads}")
         shape = {"dim": self.num_heads or 1, "time": 1, "heads": {"any": 1}}
         self._model(shape, self._sizes(_DEFAULT_SIZES))  # refuses bad values of the model
 

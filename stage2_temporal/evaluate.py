@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.backbones import tensors_sha256
-from vivit.pipeline.cache_settings import flattened
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, Checkpoint
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError
@@ -27,6 +26,7 @@ from vivit.stage2_temporal.time_sampling import TimeSampling, time_sampling
 
 _MATCHED = (
     "backbone.weights_sha256",
+    "backbone.options",
     "backbone.embed_dim",
     "backbone.tubelet",
     "backbone.pooling",
@@ -146,12 +146,24 @@ def _of_model_file(path: Path, cache: FeatureCache) -> _Trained:
         raise CheckpointError(
             f"{cache.path} was not made with the spatial half of {path}: extract with --backbone {path}"
         )
+    spatial = stored.spatial
+    trained = {
+        "backbone": {
+            "options": dict(spatial.options),
+            "tubelet": spatial.tubelet,
+            "mean": list(spatial.mean),
+            "std": list(spatial.std),
+            "interpolation": spatial.interpolation,
+        },
+        "views": {**stored.views, "crop_size": spatial.crop_size},
+    }
     config = ModelConfig.from_dict(dict(stored.rest))
     if config.time != cache.settings.num_times:
         raise CheckpointError(
             f"{path} looks at {config.time} time steps, {cache.path} has {cache.settings.num_times}: extract with "
-            f"--num-frames {config.time * stored.spatial.tubelet}, or train on the cache with --init {path}"
+            f"--num-frames {config.time * spatial.tubelet}, or train on the cache with --init {path}"
         )
+    _check_matched(trained, cache, run=path)
     check_classes(known_classes(stored), cache.manifest.heads, run=path, other=cache.path)
     model = TemporalModel(config)
     model.load_state_dict({k: v for k, v in stored.tensors.items() if not k.startswith("spatial.")})
@@ -187,19 +199,36 @@ def check_fit(run_config: Mapping[str, Any], cache: FeatureCache, *, run: Path) 
     """CheckpointError where the cache's features or classes are not those that the run was trained on."""
     trained = run_config["cache"]
     if trained["identity"] != cache.identity:
-        there, here = flattened(trained["settings"]), flattened(cache.settings.to_dict())
-        differences = [
-            f"{key}: {there.get(key)} in the run, {here.get(key)} in the cache"
-            for key in _MATCHED
-            if there.get(key) != here.get(key)
-        ]
-        if differences:
-            raise CheckpointError(
-                f"{cache.path} does not hold the features that {run} was trained on:\n  "
-                + "\n  ".join(differences)
-                + "\nextract with the run's settings, or pass another --cache"
-            )
+        _check_matched(trained["settings"], cache, run=run)
     check_classes(run_config["heads"], cache.manifest.heads, run=run, other=cache.path)
+
+
+def _check_matched(trained: Mapping[str, Any], cache: FeatureCache, *, run: Path) -> None:
+    """CheckpointError where features of the cache mean something else than those in the settings `trained`.
+
+    Only settings that `trained` has are compared; an encoder without options is one from before they were recorded.
+    """
+    there, here = _values(trained), _values(cache.settings.to_dict())
+    differences = [
+        f"{key}: {there[key]} in the run, {here[key]} in the cache"
+        for key in _MATCHED
+        if key in there and there[key] != here[key]
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{cache.path} does not hold the features that {run} was trained on:\n  "
+            + "\n  ".join(differences)
+            + "\nextract with the run's settings, or pass another --cache"
+        )
+
+
+def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their dotted names."""
+    return {
+        f"{part}.{name}": value
+        for part in ("backbone", "views")
+        for name, value in settings.get(part, {}).items()
+    }
 
 
 def check_classes(

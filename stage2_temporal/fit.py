@@ -15,7 +15,7 @@ from vivit.pipeline.workspace import storage_errors
 from vivit.stage2_temporal.interruption import StopRequest
 from vivit.stage2_temporal.learner import Batch, Learner
 from vivit.stage2_temporal.optimisation import Optimisation
-from vivit.stage2_temporal.parallel import any_of, rank, wait_for_all
+from vivit.stage2_temporal.parallel import any_of, rank, wait_for_all, world_size
 from vivit.stage2_temporal.run_folder import RunFolder, TrainingState
 from vivit.stage2_temporal.running_loss import RunningLoss, check_finite
 from vivit.stage2_temporal.validation import best_epoch
@@ -82,7 +82,9 @@ def fit(
             started, spent_before = time.perf_counter(), state.seconds
             losses = RunningLoss(state, num_added=state.step % steps_per_epoch)
             for batch in batches.epoch(epoch, first=state.step % steps_per_epoch):
-                if any_of(stop.requested, learner.device):
+                # several processes have to agree, which waits for the device
+                is_asked = world_size() == 1 or state.step % _LOSS_EVERY == 0
+                if is_asked and any_of(stop.requested, learner.device):
                     losses.add_up()
                     state.seconds = spent_before + time.perf_counter() - started
                     _stop(learner, state, run)

@@ -93,7 +93,7 @@ def check_width(name: str, there: int, dim: int) -> None:
     """CheckpointError where the source `name` was made for tokens of another width than `dim`."""
     if there != dim:
         raise CheckpointError(
-            f"{name} is for tokens of {there} channels, and those of the cache have {dim}: "
+            f"{name} is for tokens of {there} channels, and here they have {dim}: "
             "pass an --init that was made with a backbone of that width, or --init scratch"
         )
 

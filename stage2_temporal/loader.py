@@ -192,14 +192,16 @@ def _words(seed: int, epoch: int, stream: int, count: int) -> npt.NDArray[np.uin
     return np.asarray(np.random.Philox(np.random.SeedSequence([seed, epoch, stream])).random_raw(count))
 
 
-def read_ahead(make: Callable[[Item], Made], items: list[Item]) -> Iterator[Made]:
-    """`map(make, items)`, with the next few made in a thread while the caller works."""
+def read_ahead(
+    make: Callable[[Item], Made], items: list[Item], *, depth: int = _READ_AHEAD
+) -> Iterator[Made]:
+    """`map(make, items)`, with the next `depth` made in a thread while the caller works."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="features")
     pending: deque[Future[Made]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(make, item))
-            if len(pending) > _READ_AHEAD:
+            if len(pending) > depth:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vivit.pipeline.device import resolve_device
+
 
 def rank() -> int:
     """Number of this process."""
@@ -54,18 +56,32 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU where several processes share a machine."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+def own_device(name: str) -> torch.device:
+    """The device that `name` stands for; of the GPUs of a machine, the one that torchrun meant for this process.
+
+    Collectives and pinned memory use the current device, so that is set too, before anything touches another GPU.
+    """
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return resolve_device(name)
+    device = torch.device("cuda", int(local))
+    torch.cuda.set_device(device)
     return device
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _is_parallel() -> bool:

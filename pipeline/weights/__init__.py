@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vivit.pipeline.checkpoint import MODELS, Checkpoint
+from vivit.pipeline.checkpoint import MODELS, SELF_ATTENTION, Checkpoint
 from vivit.pipeline.errors import ConfigError, WeightsError
 from vivit.pipeline.weights.file_content import ACCEPTED, MSGPACK, NPZ, STATE, Content, read_content
 from vivit.pipeline.weights.google import import_google
@@ -29,6 +29,7 @@ _IMPORTERS: dict[str, tuple[str, Callable[[Content, Request], Checkpoint]]] = {
 _TELL_THEIR_BUILD = ("scenic", "huggingface")
 KINDS = tuple(_IMPORTERS)
 AUTO = "auto"
+ORDERS = ("time_space", "space_time")
 _FORMATS = {MSGPACK: "a msgpack file", NPZ: "an .npz file", STATE: "a state dict"}
 __all__ = ["AUTO", "KINDS", "import_weights"]
 
@@ -41,6 +42,7 @@ def import_weights(
     heads: Mapping[str, int] | None = None,
     image_size: tuple[int, int] | None = None,
     model: str | None = None,
+    order: str | None = None,
 ) -> Checkpoint:
     """The model of the published weights in `path`, a file or a Hugging Face folder.
 
@@ -49,6 +51,8 @@ def import_weights(
     heads: classes of each head, in the order in which they share the file's classifier; one head `action` by default.
     image_size: height and width of a crop in pixels, where the file does not tell it or crops are not square.
     model: one of `checkpoint.MODELS`, where names alone do not tell (joint or factorised-dot-product).
+    order: `time_space` (by default) or `space_time`, which attention of a factorised-self-attention comes first; no file
+    tells it.
 
     Tensors come out contiguous, in float32. WeightsError for a file that is damaged, unknown or does not fit what is
     asked, ConfigError for an option that has no such value.
@@ -70,7 +74,7 @@ def import_weights(
         raise ConfigError(f"{kind} weights tell what they are built of: leave --backbone {backbone} out")
     checkpoint = importer(content, request)
     _check_asked(path, checkpoint, request)
-    return _finished(path, checkpoint)
+    return _finished(path, _ordered(path, checkpoint, order))
 
 
 def _kind_of(content: Content, request: Request) -> str:
@@ -101,6 +105,18 @@ def _check_asked(path: Path, checkpoint: Checkpoint, request: Request) -> None:
         raise ConfigError(
             f"{path} gives no classifier that heads could be made of ({checkpoint.source}): leave --heads out"
         )
+
+
+def _ordered(path: Path, checkpoint: Checkpoint, order: str | None) -> Checkpoint:
+    if order is None:
+        return checkpoint
+    if order not in ORDERS:
+        raise nearest(order, list(ORDERS), "order of attention")
+    if checkpoint.model != SELF_ATTENTION:
+        raise ConfigError(
+            f"{path} holds a model ({checkpoint.model}) without an order of attention: leave --order out"
+        )
+    return replace(checkpoint, rest={**checkpoint.rest, "order": order})
 
 
 def _finished(path: Path, checkpoint: Checkpoint) -> Checkpoint:

@@ -24,9 +24,7 @@ def image_size_of(
         return asked
     side = math.isqrt(tokens)
     if tokens < 1 or side * side != tokens:
-        raise WeightsError(
-            f"{path} has {tokens} tokens per frame, which is not a square: pass --image-size HEIGHT WIDTH"
-        )
+        raise WeightsError(f"{path} has {tokens} tokens per frame, which is not a square: pass --image-size")
     return side * patch[0], side * patch[1]
 
 

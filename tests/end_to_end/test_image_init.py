@@ -112,3 +112,10 @@ def test_a_backbone_with_other_tubelets_is_refused() -> None:
     image = create_spatial_vit(config(tubelet=2))
     with pytest.raises(ConfigError, match=r"tubelets of 2 frames: pass --tubelet 2"):
         take_image_weights(video_model("fe", tubelet=3), image, config(3))  # type: ignore[arg-type]
+
+
+def test_slots_before_the_grid_are_kept_however_many_there_are() -> None:
+    positions = torch.randn(1, 4, 8)
+    assert resized(positions, (2, 2), num_prefix=0) is positions
+    prefixed = torch.cat([torch.full((1, 5, 8), 7.0), positions], dim=1)
+    assert torch.equal(resized(prefixed, (3, 3), num_prefix=5)[:, :5], prefixed[:, :5])

@@ -20,12 +20,14 @@ from vivit.end_to_end.evaluate_videos import VideoEvaluateConfig, evaluate_video
 from vivit.end_to_end.predict import predict
 from vivit.end_to_end.predictor import load_predictor
 from vivit.end_to_end.pretrain import default_run_name, pretrain
-from vivit.pipeline.checkpoint import Checkpoint
+from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CheckpointError, ConfigError, InterruptedRunError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.spatial_vit import create_spatial_vit
 from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.extract import ExtractConfig, extract
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.evaluate import EvaluateConfig, evaluate
@@ -135,10 +137,10 @@ def test_a_frozen_half_keeps_its_weights(config: PretrainConfig, tmp_path: Path,
 def test_the_baselines_train_and_are_evaluated(
     config: PretrainConfig, manifest_file: Path, video_folder: Path, model: str
 ) -> None:
-    result = pretrain(replace(config, model=model, tubelet=2, epochs=2))
+    result = pretrain(replace(config, model=model, tubelet=2, epochs=2, depth=None))
     assert len(result.history) == 2
     evaluation = evaluate_videos(
-        VideoEvaluateConfig(run=config.run, data_root=video_folder, device="cpu", test_crops=1),
+        VideoEvaluateConfig(run=config.run, data_root=video_folder, device="cpu", views={"test_crops": 1}),
         Manifest.read(manifest_file),
     )
     assert (evaluation.num_views, evaluation.coverage.num_evaluated) == (2, 4)
@@ -284,7 +286,9 @@ import sys
 from pathlib import Path
 from vivit.end_to_end.config import PretrainConfig
 from vivit.end_to_end.pretrain import pretrain
+from vivit.pipeline.spatial_vit import create_spatial_vit
 from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.encoder import SpatialEncoder
 
 pretrain(PretrainConfig(
     manifest=Path(sys.argv[1]), data_root=Path(sys.argv[2]), run=Path(sys.argv[3]), backbone="test_vit",
@@ -318,7 +322,92 @@ def test_extraction_says_which_frames_an_untrained_inflation_never_sees(
     extracted(config, tubelet_source=config.run)
     assert "does not look at frame 0 of each 2" in caplog.text
     caplog.clear()
-    other = replace(config, tubelet=2, run=config.run.with_name("trained"))
+    other = replace(config, tubelet=2, validation_split=None, run=config.run.with_name("trained"))
     pretrain(other)
     extracted(other, tubelet_source=other.run)
     assert "does not look at" not in caplog.text
+
+
+def test_a_validation_split_without_labels_keeps_the_last_epoch(
+    config: PretrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = Manifest.read(config.manifest)
+    clips = [replace(c, labels={}) if c.split == "validation" else c for c in known.clips]
+    Manifest(known.dataset, clips, heads=known.heads).write(tmp_path / "m.parquet")
+    result = pretrain(replace(config, manifest=tmp_path / "m.parquet", epochs=2))
+    assert result.best["epoch"] == 2
+    assert "has no labelled clips: the last epoch is kept" in caplog.text
+
+
+def test_a_start_that_does_not_fit_leaves_no_run_behind(config: PretrainConfig) -> None:
+    with pytest.raises(CheckpointError, match="20"):
+        pretrain(replace(config, init="spatial", depth=20))
+    assert not (config.run / "config.json").exists()
+    pretrain(replace(config, epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"backbone": "resnet10t"}, "as a Vision Transformer", id="no ViT"),
+        pytest.param({"views": replace(VIEWS, resize=48, crop_size=40)}, "use 32 or 48", id="crop size"),
+        pytest.param(
+            {"model": "joint", "backbone": "test_vit2", "depth": None},
+            "choose a plain vit_",
+            id="other parts",
+        ),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_one_error(
+    config: PretrainConfig, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain(replace(config, **changes))
+    assert not (config.run / "config.json").exists()
+
+
+def test_a_model_file_on_features_of_other_views_is_refused(config: PretrainConfig) -> None:
+    pretrain(replace(config, epochs=1))
+    cache = config.run.with_name("other.zarr")
+    extract(
+        ExtractConfig(
+            cache=cache, data_root=config.data_root, views=replace(VIEWS, stride=1), backbone=str(config.run),
+            device="cpu",
+        ),
+        Manifest.read(config.manifest),
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"views\.stride: 3 in the run, 1 in the cache"):
+        evaluate(EvaluateConfig(run=config.run, cache=cache, device="cpu"))
+
+
+def test_a_run_on_a_backbone_that_is_no_vit_predicts_too(
+    config: PretrainConfig, video_folder: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "resnet.zarr"
+    extract(
+        ExtractConfig(
+            cache=cache,
+            data_root=video_folder,
+            views=VIEWS,
+            backbone="resnet10t",
+            weights="random",
+            device="cpu",
+        ),
+        Manifest.read(config.manifest),
+    )
+    train(TrainConfig(cache=cache, run=tmp_path / "stage2", epochs=1, depth=1, device="cpu"))
+    (found,) = predict(load_predictor(tmp_path / "stage2"), [video_folder / "val/b/clip7.mp4"], device="cpu")
+    assert len(found.guesses["action"]) == 2
+
+
+def test_encoders_with_equal_tensors_and_other_attention_have_other_caches(tmp_path: Path) -> None:
+    settings = []
+    for num_heads in (2, 4):
+        vit = SpatialConfig(name="test_vit", options={"num_heads": num_heads}, image_size=(32, 32))
+        torch.manual_seed(0)
+        tensors = {f"spatial.{k}": v for k, v in create_spatial_vit(vit).state_dict().items()}
+        path = tmp_path / f"{num_heads}.safetensors"
+        Checkpoint(model="image", spatial=vit, source="", tensors=tensors).write(path)
+        settings.append(SpatialEncoder(str(path), crop_size=32, device="cpu").backbone)
+    assert settings[0].weights_sha256 == settings[1].weights_sha256
+    assert settings[0].options != settings[1].options

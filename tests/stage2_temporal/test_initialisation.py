@@ -214,7 +214,7 @@ def test_a_spatial_half_beside_the_temporal_one_is_left_alone(
         ({"num_heads": 4}, {}, r"number of heads of .* is 2, and here it is 4: pass --heads 2"),
         ({"mlp_ratio": 2.0}, {}, r"MLP ratio of .* is 4, and here it is 2: pass --mlp-ratio 4"),
         ({"temporal": "mean"}, {}, r"has the temporal model transformer, .* pass --temporal transformer"),
-        ({}, {"dim": 7}, r"is for tokens of 16 channels, and those of the cache have 7"),
+        ({}, {"dim": 7}, r"is for tokens of 16 channels, and here they have 7"),
     ],
     ids=["more blocks", "fewer blocks", "heads", "MLP", "kind", "width"],
 )
