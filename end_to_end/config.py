@@ -1,19 +1,18 @@
-"""What an end-to-end training is told. Free of torch, so that the command line can read the defaults."""
+"""What an end-to-end training is told."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vivit.end_to_end.image_init import INFLATIONS
+from vivit.pipeline.checkpoint import FACTORISED_ENCODER, ORDERS, VIDEO_MODELS
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.config import TemporalOptions
 from vivit.stage2_temporal.optimisation import Optimisation
 
-VIDEO_MODELS = ("fe", "joint", "factorised-self-attention", "factorised-dot-product")
-INFLATIONS = ("central", "average")
 FREEZABLE = ("none", "spatial", "temporal")
-ORDERS = ("time_space", "space_time")
 WARM_UP_FRAMES = 8
 """Frames of a warm-up's views, as in the paper."""
 _NOT_IN_IDENTITY = (
@@ -49,7 +48,7 @@ class PretrainConfig(TemporalOptions, Optimisation):
     backbone: str = "vit_b16"
     """Image ViT to start from: a short name or timm id, or a model file."""
     weights: str = "pretrained"
-    """Its weights: `pretrained`, `random`, or a file."""
+    """Its weights: `pretrained`, `random`, or a file, whose positions timm fits to the crop size if they are for another."""
     views: ViewSpec = field(default_factory=lambda: warm_up_views(ViewSpec()))
     """Frames and crops; each epoch draws new views."""
     tubelet: int | None = None
@@ -80,21 +79,20 @@ class PretrainConfig(TemporalOptions, Optimisation):
     def __post_init__(self) -> None:
         Optimisation.__post_init__(self)
         TemporalOptions.__post_init__(self)
-        for name, known in (("model", VIDEO_MODELS), ("inflation", INFLATIONS), ("freeze", FREEZABLE)):
-            if getattr(self, name) not in known:
-                raise nearest(getattr(self, name), list(known), name)
+        known = {"model": VIDEO_MODELS, "inflation": INFLATIONS, "freeze": FREEZABLE, "order": ORDERS}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise nearest(getattr(self, name), list(values), name)
         for name, least in (("tubelet", 1), ("decode_threads", 0), ("decode_memory_mb", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
         if self.clip_timeout_sec <= 0:
             raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
-        if self.model != "fe":
+        if self.model != FACTORISED_ENCODER:
             for name in ("freeze", "adapter", "init", "depth", "num_heads", "mlp_ratio", "adapter_width"):
                 value = getattr(self, name)
                 if value != getattr(PretrainConfig, name):
                     raise ConfigError(f"{name} {value} needs the two halves of --model fe, not {self.model}")
-        if self.order not in ORDERS:
-            raise nearest(self.order, list(ORDERS), "order")
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights, as JSON values; a run goes on only with equal ones.

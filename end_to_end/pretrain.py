@@ -191,7 +191,9 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
 
 def default_run_name(config: PretrainConfig, dataset: str) -> str:
     """A name that the same command on the same data gets again, so that it goes on where it stopped."""
-    digest = hashlib.sha256(json.dumps(config.identity(), sort_keys=True, default=str).encode()).hexdigest()
+    precision = resolve_precision(config.precision, own_device(config.device))
+    identity = json.dumps([config.identity(), precision], sort_keys=True, default=str)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     return f"{dataset}-{config.model}-{config.views.num_frames}f-{digest[:8]}"
 
 

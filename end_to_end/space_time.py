@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vivit.end_to_end.drop_path import set_drop_path
-from vivit.pipeline.checkpoint import DOT_PRODUCT, JOINT, SELF_ATTENTION, SpatialConfig
+from vivit.pipeline.checkpoint import DOT_PRODUCT, JOINT, ORDERS, SELF_ATTENTION, SpatialConfig
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.spatial_vit import TubeletEmbed, create_spatial_vit
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.model import class_heads
 
 Pooling = Literal["token", "mean"]
-Order = Literal["time_space", "space_time"]
 KINDS = (JOINT, SELF_ATTENTION, DOT_PRODUCT)
 
 
@@ -35,7 +34,7 @@ class SpaceTimeConfig:
     """Number of classes per head."""
     pooling: Pooling = "mean"
     """Class token (joint only), or mean over all tokens."""
-    order: Order = "time_space"
+    order: str = ORDERS[0]
     """Which attention of a factorised-self-attention block comes first."""
     drop_path: float = 0.0
     """Stochastic depth of the last block; factorised-self-attention has none, as in the reference."""
@@ -43,8 +42,8 @@ class SpaceTimeConfig:
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):
             raise nearest(self.pooling, list(get_args(Pooling)), "pooling")
-        if self.order not in get_args(Order):
-            raise nearest(self.order, list(get_args(Order)), "order of attention")
+        if self.order not in ORDERS:
+            raise nearest(self.order, list(ORDERS), "order of attention")
         if self.time < 1:
             raise ConfigError(f"time must be at least 1, got {self.time}")
 
@@ -112,7 +111,7 @@ class SpaceTimeTransformer(nn.Module):
 class FactorisedBlock(nn.Module):
     """Model 3: attention over time at each place, attention over space at each time, then the MLP."""
 
-    def __init__(self, block: Any, time: int, order: Order) -> None:
+    def __init__(self, block: Any, time: int, order: str) -> None:
         """`block` is the timm block whose modules are taken, the attention twice."""
         super().__init__()
         self.time, self.order = time, order

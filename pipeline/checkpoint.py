@@ -19,6 +19,8 @@ FACTORISED_ENCODER = "fe"
 JOINT, SELF_ATTENTION, DOT_PRODUCT = "joint", "factorised-self-attention", "factorised-dot-product"
 VIDEO_MODELS = (FACTORISED_ENCODER, JOINT, SELF_ATTENTION, DOT_PRODUCT)
 """The ViViT paper's models 2, 1, 3 and 4."""
+ORDERS = ("time_space", "space_time")
+"""Which attention of a factorised-self-attention block comes first."""
 IMAGE, BLOCKS = "image", "blocks"
 """A spatial encoder alone; transformer blocks alone, good for a start only."""
 MODELS = (*VIDEO_MODELS, IMAGE, BLOCKS)

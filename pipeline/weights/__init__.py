@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vivit.pipeline.checkpoint import MODELS, SELF_ATTENTION, Checkpoint
+from vivit.pipeline.checkpoint import MODELS, ORDERS, SELF_ATTENTION, Checkpoint
 from vivit.pipeline.errors import ConfigError, WeightsError
 from vivit.pipeline.weights.file_content import ACCEPTED, MSGPACK, NPZ, STATE, Content, read_content
 from vivit.pipeline.weights.google import import_google
@@ -29,7 +29,6 @@ _IMPORTERS: dict[str, tuple[str, Callable[[Content, Request], Checkpoint]]] = {
 _TELL_THEIR_BUILD = ("scenic", "huggingface")
 KINDS = tuple(_IMPORTERS)
 AUTO = "auto"
-ORDERS = ("time_space", "space_time")
 _FORMATS = {MSGPACK: "a msgpack file", NPZ: "an .npz file", STATE: "a state dict"}
 __all__ = ["AUTO", "KINDS", "import_weights"]
 
