@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint format benchmarks clean
+.PHONY: help setup demo test test-all lint format benchmarks ablation clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,11 @@ benchmarks: $(READY)  ## Run the benchmarks (minutes; results belong in docs/per
 	$(BIN)/python benchmarks/bench_memory.py
 	$(BIN)/python benchmarks/bench_cache.py
 	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/python benchmarks/bench_pretrain.py
+	$(BIN)/python benchmarks/bench_step.py
+
+ablation: $(READY)  ## Run all rows of the paper's table on generated videos (an hour on 2 cores; see docs/paper.md)
+	$(BIN)/python benchmarks/paper_ablation.py
 
 clean:  ## Remove the virtual environment and what tools left behind
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
