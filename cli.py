@@ -530,6 +530,7 @@ def import_weights(
     epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
     "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
+    "vivit extract --dataset ek100 --part 2/8   [dim]# one of 8 jobs of an array[/]\n\n"
     "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
 def extract(
@@ -607,6 +608,14 @@ def extract(
             help="Seconds a clip may take to decode. [dim]Default: 120.[/]", rich_help_panel=_RUNNING
         ),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="i/n: do every n-th block from the i-th on; other processes do the other parts of the same cache. "
+            "[dim]Default: all.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     max_failures: Annotated[
         int | None,
         typer.Option(help="Stop when more clips fail. [dim]Default: never.[/]", rich_help_panel=_RUNNING),
@@ -648,7 +657,7 @@ def extract(
         **_given(
             backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
             block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
-            max_failures=max_failures, retry_failed=retry_failed,
+            max_failures=max_failures, retry_failed=retry_failed, part=_part(part),
         ),
     )  # fmt: skip
     _print_settings("extract", describe(config))
@@ -967,6 +976,19 @@ def _run_or(name: str, workspace: Any) -> str:
     return str(run) if os.sep not in name and (run / "model.safetensors").is_file() else name
 
 
+def _part(text: str | None) -> tuple[int, int] | None:
+    """`2/8` as a pair; ConfigError where it is none."""
+    from vivit.pipeline.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        index, count = (int(number) for number in text.split("/"))
+    except ValueError:
+        raise ConfigError(f"--part {text!r} is not of the form 2/8") from None
+    return index, count
+
+
 def _counts(text: str | None) -> dict[str, int] | None:
     """`noun=300,verb=97` as a mapping; ConfigError where it is none."""
     from vivit.pipeline.errors import ConfigError
@@ -1085,8 +1107,9 @@ def _print_extracted(summary: "ExtractSummary") -> None:
             f"{summary.crops} frame crops in {format_duration(summary.seconds)}, {rate:.1f} crops/s (time: {shares})"
         )
     else:
-        print("nothing to do: the cache was complete")
-    print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB\nnext: vivit train-temporal")
+        print("nothing to do: " + ("this part was complete" if summary.missing else "the cache was complete"))
+    print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB")
+    print(f"left to the other parts: {summary.missing}" if summary.missing else "next: vivit train-temporal")
 
 
 def _print_imported(stored: "Checkpoint", path: Path) -> None:

@@ -3,6 +3,7 @@
 `docs/cache-format.md` describes what lies on disk.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from zarr.codecs import ZstdCodec
 
 from vivit.pipeline.cache_settings import CacheSettings
 from vivit.pipeline.errors import CacheError, IncompleteCacheError, StaleCacheError
-from vivit.pipeline.folder_lock import folder_lock
+from vivit.pipeline.folder_lock import folder_lock, part_lock
 from vivit.pipeline.ledger import ClipRecord, LedgerEntry
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.shard_reader import ShardReader, aligned_empty
@@ -86,7 +87,14 @@ class FeatureCache:
             for split in manifest.splits:
                 _create_array(group, split, len(manifest.of_split(split)), settings)
             manifest.write(partial / _MANIFEST)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise CacheError(
+                    f"{path} was made by another process just now: run the same command again"
+                ) from error
         return cls(path, settings, manifest)
 
     @classmethod
@@ -100,7 +108,11 @@ class FeatureCache:
     ) -> Self:
         """The cache at `path`; StaleCacheError where it was made with other settings."""
         if not (path / "zarr.json").exists():
-            return cls.create(path, manifest, settings, made_with=made_with)
+            try:
+                return cls.create(path, manifest, settings, made_with=made_with)
+            except CacheError:
+                if not (path / "zarr.json").exists():  # else another part of the same job was first
+                    raise
         cache = cls.open(path, allow_partial=True)
         if differences := settings.differences(cache.settings):
             listed = (
@@ -142,9 +154,17 @@ class FeatureCache:
         return cache
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the cache for writing; CacheError where another process does. A killed process holds nothing."""
-        with folder_lock(self.path, CacheError, "wait for it, or choose another --cache"):
+    def lock(self, part: tuple[int, int] | None = None) -> Iterator[None]:
+        """Hold the cache, or part i of n of it, for writing; CacheError where another process does.
+
+        A killed process holds nothing.
+        """
+        remedy = "wait for it, or choose another --cache"
+        with (
+            folder_lock(self.path, CacheError, remedy)
+            if part is None
+            else part_lock(self.path, part, CacheError, remedy)
+        ):
             yield
 
     # --- what is in it ---

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,10 +34,32 @@ def folder_lock(folder: Path, error: type[VivitError], remedy: str) -> Iterator[
         yield held
 
 
-def _hold(file: IO[str], folder: Path, error: type[VivitError], remedy: str) -> bool:
-    """Lock the file, and write into it who holds it."""
+@contextmanager
+def part_lock(folder: Path, part: tuple[int, int], error: type[VivitError], remedy: str) -> Iterator[bool]:
+    """Hold part i of n of a folder that exists, beside the holders of its other parts; `error` where another process
+    holds the whole folder, the same part, or a part of another number of parts."""
+    index, count = part
+    with ExitStack() as files, storage_errors(folder):
+        whole, parts, own = (
+            files.enter_context((folder / name).open("a+"))
+            for name in (".lock", f".lock-of-{count}", f".lock-{index}-of-{count}")
+        )
+        held = (
+            _hold(whole, folder, error, remedy, shared=True)
+            and _hold(parts, folder, error, remedy, shared=True)
+            and _hold(own, folder, error, remedy)
+        )
+        for other in folder.glob(".lock-of-*"):
+            if held and other.name != f".lock-of-{count}":
+                with other.open("a+") as file:
+                    _hold(file, folder, error, f"it is in parts of another number than {count}; {remedy}")
+        yield held
+
+
+def _hold(file: IO[str], folder: Path, error: type[VivitError], remedy: str, *, shared: bool = False) -> bool:
+    """Lock the file, and write into it who holds it; several may hold it `shared`."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise error(

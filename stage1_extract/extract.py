@@ -64,6 +64,8 @@ class ExtractConfig:
     """Stop when more clips than this have no features; None never stops."""
     retry_failed: bool = False
     """Try the clips without features again; those that have them keep theirs."""
+    part: tuple[int, int] | None = None
+    """(i, n): only every n-th block, from the i-th (1 to n) on, beside processes that do the others; None is all."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -78,6 +80,8 @@ class ExtractConfig:
             raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise ConfigError(f"part must be i/n with i from 1 to n, got {self.part[0]}/{self.part[1]}")
         if self.max_failures is not None and self.max_failures < 0:
             raise ConfigError(f"max_failures must be at least 0, got {self.max_failures}")
 
@@ -104,6 +108,8 @@ class ExtractSummary:
     """Share of this run's time that was spent waiting for decode, in encode, and in write."""
     size_bytes: int
     """Size of the cache's shards."""
+    missing: str = ""
+    """What other parts have not done yet, in words; empty for a complete cache."""
 
 
 def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
@@ -137,7 +143,7 @@ def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manif
     cache = FeatureCache.create_or_open(
         config.cache, manifest, settings_of(config, manifest, encoder), made_with=made_with
     )
-    with cache.lock():
+    with cache.lock(config.part):
         # Opened again: another process may have committed blocks before this one got the lock.
         cache = FeatureCache.open(config.cache, allow_partial=True)
         if cache.take_labels_of(manifest):
@@ -147,7 +153,7 @@ def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manif
             )
         run = _Run(config, cache, encoder)
         run.work()
-    return run.summary()
+        return run.summary()
 
 
 def check_videos(manifest: Manifest, data_root: Path) -> None:
@@ -231,10 +237,17 @@ class _Run:
         self._done = self._crops = 0
 
     def _missing(self) -> Iterator[_Work]:
+        number = 0
         for split in self._cache.splits:
             missing = set(self._cache.missing_blocks(split))
             records = self._cache.records(split)
             for block in range(self._cache.num_blocks(split)):
+                number += 1
+                if (
+                    self._config.part is not None
+                    and number % self._config.part[1] != self._config.part[0] % self._config.part[1]
+                ):
+                    continue
                 rows = list(range(*self._cache.rows(split, block)))
                 failed = [row for row in rows if (r := records[row]) is not None and not r.usable]
                 if block in missing:
@@ -338,10 +351,16 @@ class _Run:
         return halves
 
     def summary(self) -> ExtractSummary:
-        """What was done; DataError where the cache holds no features at all."""
-        cache = self._cache
+        """What was done; DataError where a finished cache holds no features at all."""
+        # opened again: other parts may have committed blocks
+        cache = (
+            self._cache
+            if self._config.part is None
+            else FeatureCache.open(self._cache.path, allow_partial=True)
+        )
         records = [(split, r) for split in cache.splits for r in cache.records(split) if r is not None]
-        if not any(record.usable for _, record in records):
+        missing = cache.missing()
+        if not missing and not any(record.usable for _, record in records):
             split, first = records[0]
             raise DataError(
                 f"no clip could be read: all {len(records)} failed, the first is {first.clip_id} ({split}): "
@@ -353,11 +372,15 @@ class _Run:
             outcomes=Counter(record.outcome for _, record in records),
             failures=[(split, record) for split, record in records if not Outcome(record.outcome).complete],
             blocks_done=self._done,
-            blocks_kept=sum(cache.num_blocks(split) for split in cache.splits) - self._done,
+            blocks_kept=sum(
+                cache.num_blocks(split) - len(cache.missing_blocks(split)) for split in cache.splits
+            )
+            - self._done,
             seconds=time.perf_counter() - self._started,
             crops=self._crops,
             limits=self._seconds.shares,
             size_bytes=cache.size_bytes(),
+            missing=missing,
         )
 
 

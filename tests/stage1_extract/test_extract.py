@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -371,6 +372,72 @@ def test_two_runs_at_once_on_one_cache_are_refused(
         pytest.raises(CacheError, match="being written by another process"),
     ):
         extract(config_for(video_folder, finished), manifest)
+
+
+PART = """
+import sys
+from pathlib import Path
+from vivit.pipeline.datasets import read_dataset
+from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.extract import ExtractConfig, extract
+
+views = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
+root = Path(sys.argv[1])
+summary = extract(ExtractConfig(cache=Path(sys.argv[2]), data_root=root, backbone="vit_ti16", weights="random", views=views,
+    device="cpu", batch_size=6, block_size=1, part=(int(sys.argv[3]), 3)), read_dataset("folder", root)[0])
+print(summary.blocks_done, bool(summary.missing))
+"""
+
+
+def test_parts_at_the_same_time_write_what_one_process_writes(
+    video_folder: Path, one_clip_blocks: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "parts.zarr"
+    parts = [
+        subprocess.Popen(
+            [sys.executable, "-c", PART, str(video_folder), str(cache), str(part)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for part in (1, 2, 3)
+    ]
+    outputs = [part.communicate(timeout=200)[0].split() for part in parts]
+    assert [part.returncode for part in parts] == [0, 0, 0]
+    assert sorted(int(done) for done, _ in outputs) == [3, 4, 4]
+    assert files_of(cache) == files_of(one_clip_blocks)
+    assert FeatureCache.open(cache).missing() == ""
+
+
+def test_a_part_does_its_own_blocks_and_says_what_is_left(
+    video_folder: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    config = config_for(video_folder, tmp_path / "c.zarr", block_size=1, part=(2, 4))
+    summary = extract(config, manifest)
+    assert (summary.blocks_done, summary.blocks_kept) == (3, 0)
+    assert "train lacks 5 of 7 blocks" in summary.missing
+    assert extract(config, manifest).blocks_kept == 3
+    assert extract(replace(config, part=None), manifest).missing == ""
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [
+        pytest.param(None, (1, 2), id="part of a whole run"),
+        pytest.param((1, 2), None, id="whole run beside a part"),
+        pytest.param((1, 2), (1, 2), id="same part"),
+        pytest.param((1, 2), (2, 3), id="parts of another number"),
+    ],
+)
+def test_writers_that_could_meet_are_refused(finished: Path, held: Any, asked: Any) -> None:
+    cache = FeatureCache.open(finished)
+    with (
+        cache.lock(held),
+        pytest.raises(CacheError, match="being written by another process"),
+        cache.lock(asked),
+    ):
+        pass
+    with cache.lock((1, 2)), cache.lock((2, 2)):
+        pass
 
 
 def test_all_odd_files_get_their_outcome_and_leave_the_good_ones_alone(
