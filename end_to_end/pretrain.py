@@ -28,6 +28,7 @@ from vivit.pipeline.checkpoint import FACTORISED_ENCODER, JOINT, Checkpoint, Spa
 from vivit.pipeline.device import resolve_precision
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
+from vivit.pipeline.outcome import Outcome
 from vivit.stage1_extract.clip_reader import CropSettings
 from vivit.stage1_extract.encoder import Normalise
 from vivit.stage1_extract.extract import check_videos, default_decode_threads
@@ -176,13 +177,12 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
                 learner, batches, state, run,
                 config=config, validate=validate, keep=partial(_keep, setup, run), report=report,
             )  # fmt: skip
-    readable = {"ok", "short", "partial"}
     return PretrainResult(
         run=config.run,
         steps=state.step,
         resumed_from=resumed_from,
         num_clips=len(clips),
-        left_out={name: count for name, count in batches.outcomes.items() if name not in readable},
+        left_out={name: count for name, count in batches.outcomes.items() if not Outcome(name).usable},
         trained_parameters=sum(p.numel() for p in learner.model.parameters() if p.requires_grad),
         history=state.history,
         best=best_epoch(state.history),
