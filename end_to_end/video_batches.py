@@ -102,7 +102,7 @@ class VideoBatches:
     def _batch(self, rows: Rows, crops: Iterator[ClipCrops]) -> VideoBatch:
         views = self._settings.views
         shape = (len(rows), views.num_frames, views.crop_size, views.crop_size, 3)
-        if self._device.index is not None:
+        if self._device.type == "cuda" and self._device.index is not None:
             torch.cuda.set_device(self._device)  # this thread's: pinned memory belongs to it
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         counts = np.ones(len(rows), dtype=np.bool_)
