@@ -55,7 +55,7 @@ _WAIT_SEC, _GET_SEC = 5.0, 60.0
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """What a worker says of itself."""
 
     backbone: Backbone
@@ -63,7 +63,7 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
-class _Mark:
+class Mark:
     """A file of this run in the cache: a worker that does not see it would write elsewhere."""
 
     name: str
@@ -81,7 +81,7 @@ class Worker:
     def __init__(self) -> None:
         self._encoding = threading.Lock()
 
-    def load(self, config: ExtractConfig) -> _Loaded:
+    def load(self, config: ExtractConfig) -> Loaded:
         """Load the encoder."""
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         torch.set_num_threads(config.torch_threads)
@@ -94,9 +94,9 @@ class Worker:
             precision=config.precision,
             batch_size=config.batch_size,
         )
-        return _Loaded(self._encoder.backbone, self._encoder.weights_file)
+        return Loaded(self._encoder.backbone, self._encoder.weights_file)
 
-    def open(self, mark: _Mark, extractor: type[BlockExtractor]) -> int:
+    def open(self, mark: Mark, extractor: type[BlockExtractor]) -> int:
         """Open the cache to write, and give the process id; an error where this is another cache than the driver's."""
         config, node = self._config, platform.node()
         shared = f"worker on {node}: the cache and the videos must be on a file system that all workers share"
@@ -204,8 +204,8 @@ class RayWorkers:
         self._calls: dict[Any, tuple[_Slot, _Task | None]] = {}
         """What is waited for: the call of a task, or of `load` or `open`."""
         self._slots: list[_Slot] = []
-        self._mark: _Mark | None = None
-        self._loaded: _Loaded | None = None
+        self._mark: Mark | None = None
+        self._loaded: Loaded | None = None
         self._deaths_in_row = 0
         for _ in range(placement.workers):
             self._spawn()
@@ -246,11 +246,11 @@ class RayWorkers:
             )
 
     @contextmanager
-    def _marked(self, cache: FeatureCache) -> Iterator[_Mark]:
+    def _marked(self, cache: FeatureCache) -> Iterator[Mark]:
         """A file that tells this run's cache from every other."""
         part = "" if self._config.part is None else "-{}-of-{}".format(*self._config.part)
         videos = (self._config.data_root / clip.video for clip in cache.manifest.clips)
-        mark = _Mark(
+        mark = Mark(
             f".run{part}", secrets.token_hex(16), next((video for video in videos if video.is_file()), None)
         )
         path = self._config.cache / mark.name
@@ -340,7 +340,7 @@ class RayWorkers:
             )
 
     def _succeeded(self, slot: _Slot, task: _Task | None, result: Any) -> None:
-        if isinstance(result, _Loaded):
+        if isinstance(result, Loaded):
             self._loaded = self._loaded or result
             if self._mark is None:
                 slot.is_ready = True  # `run` opens the cache

@@ -1,10 +1,12 @@
 """The Ray engine against `--workers 0`: one Ray session for the module, and real deaths of real processes."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,13 +17,14 @@ import numpy as np
 import pytest
 
 from vivit.pipeline.datasets import read_dataset
-from vivit.pipeline.errors import BlockError, ConfigError
+from vivit.pipeline.errors import BlockError, CacheError, ConfigError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.blocks import BlockExtractor
+from vivit.stage1_extract.blocks import BlockExtractor, torch_threads
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract, extract_on_ray
+from vivit.stage1_extract.ray_engine import Mark, Worker
 from vivit.stage1_extract.ray_session import Placement, ray_session
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
@@ -143,9 +146,30 @@ def test_a_clip_that_kills_its_process_is_found_and_its_neighbours_have_features
     np.testing.assert_array_equal(cache.read("train", good), plain.read("train", good))
     assert not cache.read("train", [1]).any()
     np.testing.assert_array_equal(cache.read("validation"), plain.read("validation"))
-    again = config_for(video_folder, summary.cache, workers=0, retry_failed=True)
+    again = config_for(video_folder, summary.cache, retry_failed=True)
     assert extract(again, manifest).failures == []
     assert files_of(summary.cache) == files_of(finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "token", "message"),
+    [
+        ({}, "another run's", "another folder for a worker on .* that all workers share"),
+        ({"precision": "bfloat16"}, "", "would write other features .* backbone.precision: bfloat16 here"),
+        ({"backbone": "vit_s16"}, "", "would write other features .* backbone.weights_sha256"),
+    ],
+)
+def test_a_worker_that_sees_other_files_or_weights_does_not_write(
+    video_folder: Path, finished: Path, tmp_path: Path, changes: Any, token: str, message: str
+) -> None:
+    cache = tmp_path / "c.zarr"
+    shutil.copytree(finished, cache)
+    (cache / ".run").write_text("")
+    with torch_threads(1):
+        worker = Worker()
+        worker.load(config_for(video_folder, cache, **changes))
+        with pytest.raises(CacheError, match=message):
+            worker.open(Mark(".run", token, None), BlockExtractor)
 
 
 def run_cli(root: Path, workdir: Path, *options: str) -> "subprocess.Popen[str]":
@@ -238,3 +262,67 @@ def test_without_ray_there_is_one_sentence_with_the_remedy(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"not installed: pip install 'vivit\[ray\]'"):
         extract(config_for(video_folder, tmp_path / "c.zarr"), manifest)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head node that runs no worker, and whatever nodes a test adds."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_writes_what_one_process_writes(
+    cluster: Any, video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, num_gpus=0)
+    cluster.wait_for_nodes()
+    process = run_cli(video_folder, tmp_path, "--address", cluster.address, "--workers", "2")
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "11 clips" in out
+    assert files_of(tmp_path / "caches/c.zarr") == files_of(finished)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_takes_nothing_with_it(
+    cluster: Any,
+    video_folder: Path,
+    manifest: Manifest,
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The worker on one of two nodes never ends its block, until its node is gone."""
+    first, second = (cluster.add_node(num_cpus=1, num_gpus=0) for _ in range(2))
+    cluster.wait_for_nodes()
+    busy, lost = tmp_path / "busy", second.node_id
+
+    class Stuck(BlockExtractor):
+        def compute(self, *args: Any, **options: Any) -> Any:
+            import ray
+
+            while ray.get_runtime_context().get_node_id() == lost:
+                busy.touch()
+                time.sleep(0.01)
+            return super().compute(*args, **options)
+
+    def remove() -> None:
+        while not busy.exists():
+            time.sleep(0.01)
+        cluster.remove_node(second, allow_graceful=False)
+
+    remover = threading.Thread(target=remove, daemon=True)
+    remover.start()
+    config = config_for(video_folder, tmp_path / "c.zarr", address=cluster.address, workers=2)
+    extract_on_ray(config, manifest, extractor=Stuck)
+    assert busy.exists()
+    assert "a worker was lost and is replaced" in caplog.text
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
+    assert first.node_id != lost
