@@ -530,6 +530,8 @@ def import_weights(
     epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
     "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
+    "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
+    "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
     "vivit extract --dataset ek100 --part 2/8   [dim]# one of 8 jobs of an array[/]\n\n"
     "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
@@ -600,7 +602,36 @@ def extract(
     codec: Annotated[
         str | None, typer.Option(help="none or zstd. [dim]Default: none.[/]", rich_help_panel=_RUNNING)
     ] = None,
-    workers: Annotated[int, typer.Option(help="0: in this process.", rich_help_panel=_RUNNING)] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Ray workers, each with the encoder and a block of its own; 0 is this process. "
+            "[dim]Default: one per GPU where there are several or with --address, otherwise 0.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: HOST:PORT, or auto for the one on this machine. [dim]With --workers also RAY_ADDRESS.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            help="GPUs of each Ray worker; 0.5 lets two share one. [dim]1 where there are GPUs, otherwise 0.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
+    torch_threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of the encoder on the CPU. [dim]All cores, shared by the workers; the last bits of features "
+            "may depend on it.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     decode_threads: DecodeThreads = None,
     clip_timeout: Annotated[
         float | None,
@@ -636,13 +667,10 @@ def extract(
     The same command again goes on after an interruption, and ends with the same bytes. Defaults of views are those of
     Kinetics; ek100 has stride 1 and 4 x 1 test views.
     """
-    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace, file_name
-    from vivit.stage1_extract.extract import ExtractConfig, describe
+    from vivit.stage1_extract.config import ExtractConfig, describe
     from vivit.stage1_extract.extract import extract as run_extract
 
-    if workers != 0:
-        raise ConfigError(f"--workers {workers}: only 0, extraction in this process, is there yet")
     clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
     backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
     views = _views(
@@ -657,7 +685,8 @@ def extract(
         **_given(
             backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
             block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
-            max_failures=max_failures, retry_failed=retry_failed, part=_part(part),
+            max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers, address=address,
+            gpus_per_worker=gpus_per_worker, torch_threads=torch_threads,
         ),
     )  # fmt: skip
     _print_settings("extract", describe(config))

@@ -16,8 +16,9 @@ from vivit.pipeline.backbones import load_backbone
 from vivit.pipeline.device import autocast
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
-from vivit.stage1_extract.extract import ExtractConfig, extract_with
+from vivit.stage1_extract.extract import extract_with
 
 BATCH = 32
 

@@ -15,7 +15,8 @@ from vivit.pipeline.views import ViewSpec
 
 def extract_one(video: Path) -> None:
     """Extract the whole file as one clip, test views over all of its length, and print the peak memory in MiB."""
-    from vivit.stage1_extract.extract import ExtractConfig, extract
+    from vivit.stage1_extract.config import ExtractConfig
+    from vivit.stage1_extract.extract import extract
 
     config = ExtractConfig(
         cache=video.with_suffix(".zarr"), data_root=video.parent, backbone="vit_ti16", weights="random", device="cpu",

@@ -16,9 +16,8 @@ from vivit.pipeline.backbones import load_backbone
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.clip_reader import CropSettings
+from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
-from vivit.stage1_extract.extract import default_decode_threads
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.learner import Learner
 from vivit.stage2_temporal.model import ModelConfig

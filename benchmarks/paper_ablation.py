@@ -31,8 +31,9 @@ from vivit.end_to_end.video_batches import VideoBatches
 from vivit.pipeline.backbones import load_backbone
 from vivit.pipeline.manifest import Manifest
 from vivit.stage1_extract.clip_reader import CropSettings
+from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import Normalise
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.extract import extract
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.evaluate import EvaluateConfig, evaluate
 from vivit.stage2_temporal.temporal import default_num_heads

@@ -15,7 +15,8 @@ from vivit.end_to_end.demo_data import DemoSpec, demo_manifest, make_demo
 from vivit.end_to_end.demo_encoder import BACKBONE, make_encoder_weights
 from vivit.pipeline.progress import Progress
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.extract import extract
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.evaluate import EvaluateConfig, evaluate
 from vivit.stage2_temporal.evaluation import Evaluation

@@ -16,9 +16,8 @@ from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, 
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.clip_reader import CropSettings
+from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
-from vivit.stage1_extract.extract import default_decode_threads
 from vivit.stage2_temporal.evaluate import is_model, known_classes, load_model
 from vivit.stage2_temporal.run_folder import RunFolder
 from vivit.stage2_temporal.time_sampling import TimeSampling

@@ -29,9 +29,9 @@ from vivit.pipeline.device import resolve_precision
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
 from vivit.pipeline.outcome import Outcome
-from vivit.stage1_extract.clip_reader import CropSettings
+from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
-from vivit.stage1_extract.extract import check_videos, default_decode_threads
+from vivit.stage1_extract.extract import check_videos
 from vivit.stage2_temporal.fit import Report, fit, resume
 from vivit.stage2_temporal.init_source import read_source
 from vivit.stage2_temporal.initialisation import initialise, write_origins

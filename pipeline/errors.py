@@ -50,6 +50,10 @@ class StorageError(VivitError):
     """The file system refused a write: full, read-only or no permission."""
 
 
+class BlockError(VivitError):
+    """Blocks of a feature cache could not be computed, or the workers that compute them are gone; the others stay."""
+
+
 class InterruptedRunError(VivitError):
     """The user stopped the run; what was committed stays."""
 

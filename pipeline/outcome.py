@@ -27,6 +27,8 @@ class Outcome(StrEnum):
     NO_VIDEO_STREAM = "no_video_stream"
     NO_FRAMES = "no_frames"
     TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    """The process that read it died, also when it read nothing else."""
 
     @property
     def usable(self) -> bool:

@@ -1,12 +1,13 @@
 """From videos to the crops of every view, decoded ahead of the encoder in a bounded number of threads."""
 
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Self
 
@@ -180,15 +181,14 @@ class CropStream:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, clips: Iterable[Sequence[Clip]]) -> Iterator[ClipCrops]:
-        """The crops of all clips of `clips` (lists of one split each), in order."""
+        """The crops of all clips of `clips` (lists of one split each), in order; decoding begins with the call."""
         waiting = (job for together in clips for job in jobs_of(together))
-        running: list[_Job] = []
-        while True:
-            while len(running) < self._jobs_ahead and (job := next(waiting, None)) is not None:
-                running.append(self._begin(job))
-            if not running:
-                return
+        return self._in_order(waiting, [self._begin(job) for job in islice(waiting, self._jobs_ahead)])
+
+    def _in_order(self, waiting: Iterator[Sequence[Clip]], running: list[_Job]) -> Iterator[ClipCrops]:
+        while running:
             yield from self._results(running.pop(0))
+            running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
     def _begin(self, clips: Sequence[Clip]) -> _Job:
         spec = self._settings.views
@@ -226,3 +226,9 @@ class CropStream:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+
+def default_decode_threads(device: str) -> int:
+    """One thread per core beside a GPU; half of them where the encoder needs the cores itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores if device == "cuda" else cores // 2)

@@ -80,6 +80,7 @@ NO_CONSTANTS = (
     "the newest",
     "spans",
     "256 of a cache",
+    "one per GPU",
 )
 
 
@@ -87,7 +88,7 @@ NO_CONSTANTS = (
 def test_the_defaults_in_the_help_are_those_of_the_classes(command: str) -> None:
     from vivit.end_to_end.config import WARM_UP_FRAMES, PretrainConfig
     from vivit.pipeline.views import ViewSpec
-    from vivit.stage1_extract.extract import ExtractConfig
+    from vivit.stage1_extract.config import ExtractConfig
     from vivit.stage2_temporal.config import TrainConfig
     from vivit.stage2_temporal.evaluate import EvaluateConfig
 
@@ -172,7 +173,7 @@ def bad_calls(video_folder: Path) -> dict[str, tuple[list[object], int, str]]:
         "no run": (["evaluate"], 1, "run `vivit train-temporal` first"),
         "cache that is none": (["train-temporal", "--cache", video_folder], 1, "not a feature cache"),
         "run that is none": (["evaluate", "--run", video_folder], 1, "is not a run"),
-        "Ray": ([*folder, *SMALL, "--workers", "2"], 2, "only 0"),
+        "Ray": ([*folder, *SMALL, "--workers", "0", "--address", "auto"], 2, "workers 0 is this process"),
         "work folder below a file": (
             [*folder, *SMALL, "--workdir", video_folder / "train/a/clip0.mp4"],
             1,

@@ -27,8 +27,9 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.spatial_vit import create_spatial_vit
 from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.extract import extract
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.evaluate import EvaluateConfig, evaluate
 from vivit.stage2_temporal.train import train

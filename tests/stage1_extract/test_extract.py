@@ -21,8 +21,9 @@ from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.video import read_frames
 from vivit.pipeline.views import ViewSpec, views_of
 from vivit.stage1_extract.clip_reader import CropSettings, CropStream, crop_clips, jobs_of
+from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.extract import extract
 
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
 
@@ -313,7 +314,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.extract import extract
 
 root, folder, kills_wanted = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 views = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
@@ -379,7 +381,8 @@ import sys
 from pathlib import Path
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract.extract import ExtractConfig, extract
+from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.extract import extract
 
 views = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
 root = Path(sys.argv[1])

@@ -1,0 +1,190 @@
+"""A Ray session for the workers of stage 1: a cluster that runs, or one of our own on this machine.
+
+The only module beside `ray_engine` that imports ray, and only when it is asked to.
+"""
+
+import importlib.util
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vivit.pipeline.errors import BlockError, ConfigError
+from vivit.stage1_extract.config import ExtractConfig
+
+_STORE_BYTES = 512 << 20
+"""Ray's object store here: only reports and the features of single clips go through it."""
+_PROBE_SEC = 5.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers there are, and what each may use."""
+
+    workers: int
+    gpus: float
+    """GPUs of a worker."""
+    cores: int
+    """Cores of a worker."""
+
+    @classmethod
+    def of(cls, config: ExtractConfig, *, gpus: float, cores: float, nodes: int = 1) -> "Placement":
+        """The placement on machines with so many GPUs and cores; ConfigError for what they do not have."""
+        each = config.gpus_per_worker
+        if each is None:
+            each = 1.0 if gpus and config.device != "cpu" else 0.0
+        if config.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device {config.device!r} names one GPU: Ray chooses, pass auto, cpu or cuda")
+        if (each > 0) != (config.device == "cuda") and config.device != "auto":
+            raise ConfigError(
+                f"device {config.device!r} with {each:g} GPUs per worker: leave one of the two out"
+                if gpus or each
+                else "device 'cuda' needs a GPU for each worker, and there is none: pass --device cpu"
+            )
+        if not each:
+            workers = config.workers or nodes
+            return cls(workers, 0.0, max(1, int(cores) // workers))
+        room = int(gpus) // int(each) if each >= 1 else int(gpus) * math.floor(1 / each)
+        if not room:
+            raise ConfigError(
+                f"each worker needs {each:g} GPU and {int(gpus) or 'no'} GPU is there: "
+                "leave out --gpus-per-worker to run on the CPU"
+            )
+        workers = config.workers or room
+        if workers > room:
+            raise ConfigError(
+                f"{workers} workers with {each:g} GPU each do not fit on {int(gpus)} GPUs: "
+                f"pass --workers {room}, or a smaller --gpus-per-worker"
+            )
+        return cls(workers, each, max(1, int(cores) // workers))
+
+
+def for_workers(config: ExtractConfig, placement: Placement) -> ExtractConfig:
+    """The configuration as each worker needs it, wherever its current folder is."""
+    cuda = placement.gpus > 0
+    return replace(
+        config,
+        cache=config.cache.absolute(),
+        data_root=config.data_root.absolute(),
+        backbone=_absolute(config.backbone),
+        weights=_absolute(config.weights),
+        workers=None,
+        device="cuda" if cuda else "cpu",
+        torch_threads=config.torch_threads or placement.cores,
+        decode_threads=config.decode_threads or (placement.cores if cuda else max(1, placement.cores // 2)),
+        # Two blocks of a worker are decoded at a time.
+        decode_memory_mb=config.decode_memory_mb // 2,
+    )
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+@contextmanager
+def ray_session(config: ExtractConfig) -> Iterator[tuple[Any, Placement]]:
+    """Ray itself, connected, and the workers that fit; a session of our own ends with the `with` block."""
+    ray = _imported()
+    if ray.is_initialized():
+        yield ray, _placement_on(ray, config)
+        return
+    address = config.address or "local"
+    if address == "local":
+        placement = Placement.of(config, gpus=torch.cuda.device_count(), cores=_cores())
+        _connect(ray, address, _local_options(max(_cores(), placement.workers)))
+    else:
+        _check_address(address)
+        _connect(ray, address, {})
+    try:
+        yield ray, placement if address == "local" else _placement_on(ray, config)
+    finally:
+        ray.shutdown()
+
+
+def _placement_on(ray: Any, config: ExtractConfig) -> Placement:
+    """The placement on a cluster that runs; ConfigError where workers would wait for cores that it does not have."""
+    resources, nodes = ray.cluster_resources(), sum(bool(node["Alive"]) for node in ray.nodes())
+    cores = int(resources.get("CPU", 0))
+    placement = Placement.of(config, gpus=resources.get("GPU", 0), cores=cores, nodes=nodes)
+    if not placement.gpus and placement.workers > cores:
+        raise ConfigError(
+            f"{placement.workers} workers need a core each and the cluster has {cores}: pass --workers {cores}"
+        )
+    return placement
+
+
+def _imported() -> Any:
+    """Ray; ConfigError where it is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "workers need Ray, which is not installed: pip install 'vivit[ray]', or --workers 0"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    import ray
+
+    return ray
+
+
+def _local_options(num_cpus: int) -> dict[str, Any]:
+    """How a session of our own starts."""
+    if not any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else ray writes one to the home folder
+    memory = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    free = _STORE_BYTES if memory is None else int(memory.f_bsize * memory.f_bavail * 0.9)
+    store = max(80 << 20, min(_STORE_BYTES, free))
+    return {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": store}
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """`ray.init`, quietly; BlockError where it fails."""
+    with _own_signals():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            hint = "" if address == "local" else "; where it has tokens, set RAY_AUTH_MODE=token"
+            reason = str(error).strip().splitlines()[0]
+            raise BlockError(f"Ray at {address} cannot be used: {reason}{hint}") from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that nobody answers at: Ray would wait for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise ConfigError(
+            f"the address {address!r} is not HOST:PORT (of the cluster's head node, often port 6379) or auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SEC).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of signals: Ray's own for SIGTERM aborts the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,328 @@
+"""The Ray engine against `--workers 0`: one Ray session for the module, and real deaths of real processes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vivit.pipeline.datasets import read_dataset
+from vivit.pipeline.errors import BlockError, CacheError, ConfigError
+from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.blocks import BlockExtractor, torch_threads
+from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.extract import extract, extract_on_ray
+from vivit.stage1_extract.ray_engine import Mark, Worker
+from vivit.stage1_extract.ray_session import Placement, ray_session
+
+ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
+
+VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
+
+
+def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
+    config = ExtractConfig(
+        cache=cache, data_root=root, backbone="vit_ti16", weights="random", views=VIEWS, device="cpu", batch_size=6,
+        block_size=2, decode_threads=1, torch_threads=1, workers=1,
+    )  # fmt: skip
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def files_of(cache: Path) -> dict[str, bytes]:
+    """Every file below the arrays: all that must be equal, byte for byte."""
+    return {
+        p.relative_to(cache).as_posix(): p.read_bytes()
+        for p in sorted(cache.glob("*/features/**/*"))
+        if p.is_file()
+    }
+
+
+def records_of(cache: Path) -> list[Any]:
+    opened = FeatureCache.open(cache)
+    return [record for split in opened.splits for record in opened.records(split)]
+
+
+@pytest.fixture(scope="module")
+def manifest(video_folder: Path) -> Manifest:
+    return read_dataset("folder", video_folder)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(video_folder: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process writes."""
+    cache = tmp_path_factory.mktemp("caches") / "plain.zarr"
+    extract(config_for(video_folder, cache, workers=0), manifest)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """Ray with two cores; the runs of the module use it and leave it."""
+    os.environ.setdefault("RAY_AUTH_TOKEN", "vivit-tests")
+    ray.init(
+        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        object_store_memory=100 << 20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("session")
+def test_two_workers_write_what_one_process_writes(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    summary = extract(config_for(video_folder, tmp_path / "c.zarr", workers=2), manifest)
+    assert (summary.blocks_done, summary.blocks_kept, summary.missing) == (6, 0, "")
+    assert files_of(summary.cache) == files_of(finished)
+    assert records_of(summary.cache) == records_of(finished)
+    assert not list(summary.cache.glob(".run*"))
+    assert set(summary.limits) == {"decode", "encode", "write"}
+
+
+@pytest.mark.usefixtures("session")
+def test_a_killed_worker_is_replaced_and_a_failing_block_is_tried_three_times_and_named(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    """Both in one run, since a worker takes seconds to start."""
+    cache, killed, tried = tmp_path / "c.zarr", tmp_path / "killed", tmp_path / "tried"
+
+    class Disturbed(BlockExtractor):
+        def commit(self, computed: Any) -> None:
+            if len(list(cache.glob("ledger/*/*.json"))) == 2 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().commit(computed)
+
+        def compute(self, work: Any, *args: Any, **options: Any) -> Any:
+            if (work.split, work.block) == ("validation", 1):
+                with tried.open("a") as file:
+                    file.write("x")
+                raise ValueError("no such luck\nnor here")
+            return super().compute(work, *args, **options)
+
+    with pytest.raises(
+        BlockError,
+        match=r"1 of 6 blocks failed 3 times .*: validation block 1 \(ValueError: no such luck\)\. .*again",
+    ):
+        extract_on_ray(config_for(video_folder, cache), manifest, extractor=Disturbed)
+    assert killed.exists()
+    assert 3 <= len(tried.read_text()) <= 4  # the killed worker may have begun it too
+    left = FeatureCache.open(cache, allow_partial=True)
+    assert (left.missing_blocks("train"), left.missing_blocks("validation")) == ([], [1])
+    extract(config_for(video_folder, cache, workers=0), manifest)
+    assert files_of(cache) == files_of(finished)
+
+
+@pytest.mark.usefixtures("session")
+def test_a_clip_that_kills_its_process_is_found_and_its_neighbours_have_features(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    killer = manifest.of_split("train")[1].clip_id
+
+    class Deadly(BlockExtractor):
+        def compute(self, work: Any, *args: Any, **options: Any) -> Any:
+            if any(clip.clip_id == killer for clip in self.clips(work)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().compute(work, *args, **options)
+
+    summary = extract_on_ray(config_for(video_folder, tmp_path / "c.zarr"), manifest, extractor=Deadly)
+    assert [(r.clip_id, r.outcome) for _, r in summary.failures] == [(killer, "crashed")]
+    assert "also when it read nothing else" in summary.failures[0][1].message
+    cache, plain = FeatureCache.open(summary.cache), FeatureCache.open(finished)
+    good = cache.usable_rows("train")
+    assert sorted(set(range(7)) - set(good.tolist())) == [1]
+    np.testing.assert_array_equal(cache.read("train", good), plain.read("train", good))
+    assert not cache.read("train", [1]).any()
+    np.testing.assert_array_equal(cache.read("validation"), plain.read("validation"))
+    again = config_for(video_folder, summary.cache, retry_failed=True)
+    assert extract(again, manifest).failures == []
+    assert files_of(summary.cache) == files_of(finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "token", "message"),
+    [
+        ({}, "another run's", "another folder for a worker on .* that all workers share"),
+        ({"precision": "bfloat16"}, "", "would write other features .* backbone.precision: bfloat16 here"),
+        ({"backbone": "vit_s16"}, "", "would write other features .* backbone.weights_sha256"),
+    ],
+)
+def test_a_worker_that_sees_other_files_or_weights_does_not_write(
+    video_folder: Path, finished: Path, tmp_path: Path, changes: Any, token: str, message: str
+) -> None:
+    cache = tmp_path / "c.zarr"
+    shutil.copytree(finished, cache)
+    (cache / ".run").write_text("")
+    with torch_threads(1):
+        worker = Worker()
+        worker.load(config_for(video_folder, cache, **changes))
+        with pytest.raises(CacheError, match=message):
+            worker.open(Mark(".run", token, None), BlockExtractor)
+
+
+def run_cli(root: Path, workdir: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [
+        sys.executable, "-m", "vivit", "extract", "--dataset", "folder", "--data-root", str(root), "--workdir",
+        str(workdir), "--cache", "c", "--backbone", "vit_ti16", "--weights", "random", "--num-frames", "4", "--stride",
+        "3", "--resize", "40", "--crop-size", "32", "--train-views", "2", "--test-clips", "2", "--test-crops", "1",
+        "--batch-size", "6", "--block-size", "2", "--device", "cpu", "--torch-threads", "1", *options,
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 130),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_driver_leaves_a_cache_that_goes_on(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    cache = tmp_path / "caches/c.zarr"
+    process = run_cli(video_folder, tmp_path, "--workers", "1")
+    while not list(cache.glob("ledger/*/*.json")) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert ("Run the same command again to go on" in errors) == (code == 130)
+    assert extract(config_for(video_folder, cache, workers=0), manifest).blocks_kept >= 1
+    assert files_of(cache) == files_of(finished)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "message"),
+    [
+        ({"gpus_per_worker": 1}, {"gpus": 0, "cores": 8}, "each worker needs 1 GPU and no GPU is there"),
+        ({"device": "cuda"}, {"gpus": 0, "cores": 8}, "needs a GPU for each worker, and there is none"),
+        ({"workers": 3}, {"gpus": 2, "cores": 8}, "3 workers with 1 GPU each do not fit on 2 GPUs: .*--workers 2"),
+        ({"workers": 5, "gpus_per_worker": 0.4}, {"gpus": 2, "cores": 8}, "5 workers .* --workers 4"),
+        ({"device": "cuda:1"}, {"gpus": 2, "cores": 8}, "names one GPU"),
+        ({"device": "cpu", "gpus_per_worker": 1}, {"gpus": 2, "cores": 8}, "leave one of the two out"),
+    ],
+)  # fmt: skip
+def test_workers_for_which_there_is_no_room_are_refused(asked: Any, there: Any, message: str) -> None:
+    config = replace(ExtractConfig(cache=Path("c"), data_root=Path()), **asked)
+    with pytest.raises(ConfigError, match=message):
+        Placement.of(config, **there)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "placement"),
+    [
+        ({}, {"gpus": 4, "cores": 32}, (4, 1.0, 8)),
+        ({"workers": 2}, {"gpus": 4, "cores": 32}, (2, 1.0, 16)),
+        ({"gpus_per_worker": 0.5}, {"gpus": 2, "cores": 8}, (4, 0.5, 2)),
+        ({"gpus_per_worker": 0.4}, {"gpus": 2, "cores": 8}, (4, 0.4, 2)),
+        ({"gpus_per_worker": 2}, {"gpus": 5, "cores": 8}, (2, 2.0, 4)),
+        ({"workers": 4}, {"gpus": 0, "cores": 6}, (4, 0.0, 1)),
+        ({"device": "cpu"}, {"gpus": 2, "cores": 8, "nodes": 2}, (2, 0.0, 4)),
+    ],
+)
+def test_workers_share_what_there_is(asked: Any, there: Any, placement: tuple[int, float, int]) -> None:
+    config = replace(ExtractConfig(cache=Path("c"), data_root=Path()), **asked)
+    assert Placement.of(config, **there) == Placement(*placement)
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once(video_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    if ray.is_initialized():
+        ray.shutdown()
+    config = config_for(video_folder, tmp_path / "c.zarr", address=address)
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}"), ray_session(config):
+        pass
+    with (
+        pytest.raises(ConfigError, match="is not HOST:PORT"),
+        ray_session(replace(config, address="ray://head:10001")),
+    ):
+        pass
+
+
+def test_without_ray_there_is_one_sentence_with_the_remedy(
+    video_folder: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'vivit\[ray\]'"):
+        extract(config_for(video_folder, tmp_path / "c.zarr"), manifest)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head node that runs no worker, and whatever nodes a test adds."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_writes_what_one_process_writes(
+    cluster: Any, video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, num_gpus=0)
+    cluster.wait_for_nodes()
+    process = run_cli(video_folder, tmp_path, "--address", cluster.address, "--workers", "2")
+    out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "11 clips" in out
+    assert files_of(tmp_path / "caches/c.zarr") == files_of(finished)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_takes_nothing_with_it(
+    cluster: Any,
+    video_folder: Path,
+    manifest: Manifest,
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The worker on one of two nodes never ends its block, until its node is gone."""
+    first, second = (cluster.add_node(num_cpus=1, num_gpus=0) for _ in range(2))
+    cluster.wait_for_nodes()
+    busy, lost = tmp_path / "busy", second.node_id
+
+    class Stuck(BlockExtractor):
+        def compute(self, *args: Any, **options: Any) -> Any:
+            import ray
+
+            while ray.get_runtime_context().get_node_id() == lost:
+                busy.touch()
+                time.sleep(0.01)
+            return super().compute(*args, **options)
+
+    def remove() -> None:
+        while not busy.exists():
+            time.sleep(0.01)
+        cluster.remove_node(second, allow_graceful=False)
+
+    remover = threading.Thread(target=remove, daemon=True)
+    remover.start()
+    config = config_for(video_folder, tmp_path / "c.zarr", address=cluster.address, workers=2)
+    extract_on_ray(config, manifest, extractor=Stuck)
+    assert busy.exists()
+    assert "a worker was lost and is replaced" in caplog.text
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
+    assert first.node_id != lost
