@@ -427,6 +427,8 @@ def pretrain(
     from vivit.end_to_end.pretrain import pretrain as run_pretrain
     from vivit.pipeline.workspace import Workspace, file_name
 
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end); of several processes the first prints
     workspace = Workspace(workdir)
     clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
     backbone = _run_or(backbone or PretrainConfig.backbone, workspace)

@@ -60,7 +60,16 @@ class Progress:
     the rate, for example what limits the run.
     """
 
-    def __init__(self, description: str, total: int, unit: str, *, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        unit: str,
+        *,
+        console: Console | None = None,
+        is_shown: bool = True,
+    ) -> None:
+        self._is_shown = is_shown
         self._console = console or Console(stderr=True, soft_wrap=True)
         self._description, self._total, self._unit = description, total, unit
         self._done, self._status = 0, ""
@@ -69,7 +78,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
-        if self._console.is_terminal:
+        if self._is_shown and self._console.is_terminal:
             self._bar = RichProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -101,7 +110,8 @@ class Progress:
         text += _rate_and_eta(self._done, self._total, elapsed, self._unit)
         if self._status:
             text += f", {self._status}"
-        print(text, file=sys.stderr, flush=True)
+        if self._is_shown:
+            print(text, file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -75,7 +75,7 @@ def fit(
     steps_per_epoch = batches.steps_per_epoch
     with (
         StopRequest() as stop,
-        Progress("training", learner.total_steps - state.step, "steps") as progress,
+        Progress("training", learner.total_steps - state.step, "steps", is_shown=rank() == 0) as progress,
         _curves(run, state) as curves,
     ):
         for epoch in range(state.step // steps_per_epoch, config.epochs):
