@@ -73,6 +73,20 @@ Stride = Annotated[
 Fps = Annotated[
     float | None, typer.Option(help="Resample to this rate before the stride.", rich_help_panel=_VIEWS)
 ]
+Resize = Annotated[
+    int | None,
+    typer.Option(help="Short side before cropping, in pixels. [dim]Default: 256.[/]", rich_help_panel=_VIEWS),
+]
+CropSize = Annotated[
+    int | None,
+    typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
+]
+ScaleMax = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
+    ),
+]
 Flip = Annotated[
     float | None,
     typer.Option(
@@ -369,22 +383,9 @@ def pretrain(
         ),
     ] = None,
     fps: Fps = None,
-    resize: Annotated[
-        int | None,
-        typer.Option(
-            help="Short side before cropping, in pixels. [dim]Default: 256.[/]", rich_help_panel=_VIEWS
-        ),
-    ] = None,
-    crop_size: Annotated[
-        int | None,
-        typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
-    ] = None,
-    scale_max: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
-        ),
-    ] = None,
+    resize: Resize = None,
+    crop_size: CropSize = None,
+    scale_max: ScaleMax = None,
     flip: Flip = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -561,22 +562,9 @@ def extract(
     ] = None,
     stride: Stride = None,
     fps: Fps = None,
-    resize: Annotated[
-        int | None,
-        typer.Option(
-            help="Short side before cropping, in pixels. [dim]Default: 256.[/]", rich_help_panel=_VIEWS
-        ),
-    ] = None,
-    crop_size: Annotated[
-        int | None,
-        typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
-    ] = None,
-    scale_max: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
-        ),
-    ] = None,
+    resize: Resize = None,
+    crop_size: CropSize = None,
+    scale_max: ScaleMax = None,
     flip: Flip = None,
     train_views: Annotated[
         int | None,

@@ -116,6 +116,18 @@ class ComputedBlock(BlockReport):
         return BlockReport(self.work, self.records, self.seconds, self.crops)
 
 
+def create_encoder(config: ExtractConfig) -> SpatialEncoder:
+    """The encoder that a configuration asks for."""
+    return SpatialEncoder(
+        config.backbone,
+        weights=config.weights,
+        crop_size=config.views.crop_size,
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+    )
+
+
 class BlockExtractor:
     """Computes and commits blocks of one cache with one encoder."""
 

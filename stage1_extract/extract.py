@@ -18,7 +18,7 @@ from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
-from vivit.stage1_extract.blocks import BlockExtractor, Work, missing_work, torch_threads
+from vivit.stage1_extract.blocks import BlockExtractor, Work, create_encoder, missing_work, torch_threads
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.inline_engine import run_inline
@@ -66,15 +66,7 @@ def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
     try:
         if config.address is not None or default_workers(config):
             return extract_on_ray(config, manifest)
-        encoder = SpatialEncoder(
-            config.backbone,
-            weights=config.weights,
-            crop_size=config.views.crop_size,
-            device=config.device,
-            precision=config.precision,
-            batch_size=config.batch_size,
-        )
-        return extract_with(encoder, config, manifest)
+        return extract_with(create_encoder(config), config, manifest)
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"interrupted: what was committed to {config.cache} stays, the block in work was dropped. "

@@ -34,10 +34,10 @@ from vivit.stage1_extract.blocks import (
     Seconds,
     Work,
     commit,
+    create_encoder,
     joined,
 )
 from vivit.stage1_extract.config import ExtractConfig
-from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.ray_session import Placement, for_workers, ray_session
 from vivit.stage1_extract.tally import Tally
 
@@ -86,14 +86,7 @@ class Worker:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         torch.set_num_threads(config.torch_threads)
         self._config = config
-        self._encoder = SpatialEncoder(
-            config.backbone,
-            weights=config.weights,
-            crop_size=config.views.crop_size,
-            device=config.device,
-            precision=config.precision,
-            batch_size=config.batch_size,
-        )
+        self._encoder = create_encoder(config)
         return Loaded(self._encoder.backbone, self._encoder.weights_file)
 
     def open(self, mark: Mark, extractor: type[BlockExtractor]) -> int:
