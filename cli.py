@@ -623,6 +623,14 @@ def extract(
         ),
     ] = None,
     decode_threads: DecodeThreads = None,
+    decode_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that decode for each Ray worker, on any node with free cores. "
+            "[dim]Default: 0, the worker's own threads decode.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     clip_timeout: Annotated[
         float | None,
         typer.Option(
@@ -649,6 +657,14 @@ def extract(
             rich_help_panel=_RUNNING,
         ),
     ] = False,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress.",
+            metavar="FILE",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     device: Device = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
@@ -676,7 +692,8 @@ def extract(
             backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
             block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
             max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers, address=address,
-            gpus_per_worker=gpus_per_worker, torch_threads=torch_threads,
+            gpus_per_worker=gpus_per_worker, torch_threads=torch_threads, decode_workers=decode_workers,
+            log_json=log_json,
         ),
     )  # fmt: skip
     _print_settings("extract", describe(config))
@@ -1116,15 +1133,26 @@ def _print_extracted(summary: "ExtractSummary") -> None:
     for split, record in summary.failures[:20]:
         print(f"  {record.outcome}: {record.clip_id} ({split}): {record.message}", file=sys.stderr)
     if len(summary.failures) > 20:
-        print(f"  ... and {len(summary.failures) - 20} more, in {summary.cache / 'ledger'}", file=sys.stderr)
+        print(
+            f"  ... and {len(summary.failures) - 20} more, in {summary.cache / 'outcomes.parquet'}",
+            file=sys.stderr,
+        )
     total = sum(summary.clips.values())
     _table("outcomes", ["outcome", "clips"], [[name, str(n)] for name, n in summary.outcomes.most_common()])
     if summary.blocks_done:
-        rate = summary.crops / summary.seconds
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary.limits.items())
-        print(
-            f"{summary.crops} frame crops in {format_duration(summary.seconds)}, {rate:.1f} crops/s (time: {shares})"
+        rows = [
+            [
+                worker["worker"], str(worker["blocks"]), str(worker["clips"]), f"{worker['clips_per_sec']:.2f}",
+                f"{worker['crops_per_sec']:.1f}", *(f"{share:.0%}" for share in worker["shares"].values()),
+            ]
+            for worker in summary.workers
+        ]  # fmt: skip
+        _table(
+            "workers", ["worker", "blocks", "clips", "clips/s", "crops/s", "decode", "encode", "write"], rows
         )
+        rate = summary.crops / summary.seconds
+        print(f"{summary.crops} frame crops in {format_duration(summary.seconds)}, {rate:.1f} crops/s")
+        print(summary.advice)
     else:
         print("nothing to do: " + ("this part was complete" if summary.missing else "the cache was complete"))
     print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB")

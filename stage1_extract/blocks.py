@@ -51,10 +51,10 @@ class Seconds:
         total = self.decode + self.encode + self.write
         return {name: value / total if total else 0.0 for name, value in vars(self).items()}
 
-    def __str__(self) -> str:
-        shares = self.shares
-        limit = max(shares, key=lambda name: shares[name])
-        return f"limited by {limit} ({shares[limit]:.0%} of the time)"
+    @property
+    def limit(self) -> tuple[str, float]:
+        """What took most of the time, and its share."""
+        return max(self.shares.items(), key=lambda item: item[1])
 
 
 @dataclass(frozen=True)
@@ -139,18 +139,22 @@ class BlockExtractor:
         """The clips of a work, in the order of its rows."""
         return [self._clips[work.split][row] for row in work.rows]
 
+    @property
+    def crop_settings(self) -> CropSettings:
+        """What decides the crops that the encoder gets."""
+        return CropSettings(
+            views=self._config.views,
+            seed=self._config.seed,
+            interpolation=self._encoder.backbone.interpolation,
+            timeout_sec=self._config.clip_timeout_sec,
+        )
+
     def stream(self) -> CropStream:
         """Decodes ahead of `compute`, as long as it is entered."""
         config = self._config
-        settings = CropSettings(
-            views=config.views,
-            seed=config.seed,
-            interpolation=self._encoder.backbone.interpolation,
-            timeout_sec=config.clip_timeout_sec,
-        )
         threads = config.decode_threads or default_decode_threads(self._encoder.device.type)
         budget = config.decode_memory_mb << 20
-        return CropStream(config.data_root, settings, threads=threads, budget_bytes=budget)
+        return CropStream(config.data_root, self.crop_settings, threads=threads, budget_bytes=budget)
 
     def compute(
         self,

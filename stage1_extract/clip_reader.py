@@ -1,12 +1,14 @@
 """From videos to the crops of every view, decoded ahead of the encoder in a bounded number of threads."""
 
+import logging
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Self
@@ -21,9 +23,14 @@ from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
 from vivit.pipeline.views import Box, ViewSpec, resample, span, views_of
 
+logger = logging.getLogger(__name__)
+
 CLIPS_PER_JOB = 8
-"""Clips of one video that one thread reads in one pass; a fixed rule, so that bytes do not depend on threads."""
+"""Clips of one video that one thread reads in one pass."""
+HANG_MARGIN_SEC = 60.0
+"""A decoder that gives no sign of life for the time limit of a clip and this much more is given up."""
 _POLL_SEC = 0.1
+_JOIN_SEC = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,10 @@ class CropSettings:
     """Longest time that one clip may take to decode."""
     first_view: int = 0
     """Number of the first training view: each is another draw."""
+
+    def clip_bytes(self, split: str) -> int:
+        """Size of the crops of one clip."""
+        return self.views.num_views(split) * self.views.num_frames * self.views.crop_size**2 * 3
 
 
 @dataclass(frozen=True)
@@ -144,17 +155,38 @@ def jobs_of(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
             yield together[start : start + CLIPS_PER_JOB]
 
 
+class Watch(threading.Event):
+    """What a decoder asks, packet by packet, whether to stop: each question is a sign of life."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stream_stops = stop
+        self.alive_at: float | None = None
+        """`time.monotonic()` of the last sign; None while nothing is decoded."""
+
+    def is_set(self) -> bool:
+        self.alive_at = time.monotonic()
+        return super().is_set() or self._stream_stops.is_set()
+
+    @property
+    def silent_sec(self) -> float:
+        """Seconds since the last sign of life of a decoder at work."""
+        return 0.0 if self.alive_at is None else time.monotonic() - self.alive_at
+
+
 @dataclass
 class _Job:
     clips: Sequence[Clip]
     done: queue.Queue[ClipCrops | BaseException]
+    watch: Watch
 
 
 class CropStream:
     """Crops of many clips in row order, decoded ahead by `threads` threads within `budget_bytes` of memory.
 
     The consumer always waits for the oldest job, and jobs are begun oldest first, so a full queue of a later job never
-    blocks an earlier one. Use as a context manager: leaving it stops the threads.
+    blocks an earlier one. A decoder that hangs loses its thread; its clips are read again one by one, and the one that
+    hangs alone has timed out. Use as a context manager: leaving it stops the threads.
     """
 
     def __init__(
@@ -171,14 +203,21 @@ class CropStream:
         self._budget_bytes = budget_bytes
         self._jobs_ahead = max(threads + 1, jobs_ahead or 0)
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        for _ in range(threads):
+            self._threads.append(_started(self._serve))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in self._threads:
+            self._begun.put(None)
+        deadline = time.monotonic() + _JOIN_SEC
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def read(self, clips: Iterable[Sequence[Clip]]) -> Iterator[ClipCrops]:
         """The crops of all clips of `clips` (lists of one split each), in order; decoding begins with the call."""
@@ -190,30 +229,38 @@ class CropStream:
             yield from self._results(running.pop(0))
             running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
+    def _job(self, clips: Sequence[Clip]) -> _Job:
+        room = self._budget_bytes // (self._jobs_ahead * self._settings.clip_bytes(clips[0].split))
+        return _Job(clips, queue.Queue(max(1, room)), Watch(self._stop))
+
     def _begin(self, clips: Sequence[Clip]) -> _Job:
-        spec = self._settings.views
-        clip_bytes = spec.num_views(clips[0].split) * spec.num_frames * spec.crop_size**2 * 3
-        room = self._budget_bytes // (self._jobs_ahead * clip_bytes)
-        job = _Job(clips, queue.Queue(max(1, room)))
-        self._pool.submit(self._work, job)
+        job = self._job(clips)
+        self._begun.put(job)
         return job
 
+    def _serve(self) -> None:
+        """Decode jobs, the oldest first; runs in a thread."""
+        while (job := self._begun.get()) is not None and not self._stop.is_set():
+            self._work(job)
+
     def _work(self, job: _Job) -> None:
-        """Decode one job into its queue; runs in a thread of the pool."""
+        """Decode one job into its queue."""
         source = self._data_root / job.clips[0].video
+        job.watch.alive_at = time.monotonic()
         try:
             count = 0
-            for crops in crop_clips(source, job.clips, self._settings, stop=self._stop):
+            for crops in crop_clips(source, job.clips, self._settings, stop=job.watch):
                 self._put(job, crops)
                 count += 1
-            if count < len(job.clips) and not self._stop.is_set():
+            if count < len(job.clips) and not job.watch.is_set():
                 raise RuntimeError(f"{count} of {len(job.clips)} clips came out")
         except BaseException as error:  # noqa: BLE001  # the consumer raises it
             error.add_note(f"while reading {source}")
             self._put(job, error)
+        job.watch.alive_at = None
 
     def _put(self, job: _Job, item: ClipCrops | BaseException) -> None:
-        while not self._stop.is_set():
+        while not job.watch.is_set():
             try:
                 job.done.put(item, timeout=_POLL_SEC)
                 return
@@ -221,11 +268,47 @@ class CropStream:
                 continue
 
     def _results(self, job: _Job) -> Iterator[ClipCrops]:
-        for _ in job.clips:
-            item = job.done.get()
+        for at in range(len(job.clips)):
+            item = self._next(job)
+            if item is None:
+                yield from self._after_hang(job.clips[at:])
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _next(self, job: _Job) -> ClipCrops | BaseException | None:
+        """What comes next of a job; None where its decoder hangs, which is given up."""
+        while True:
+            try:
+                return job.done.get(timeout=1.0)
+            except queue.Empty:
+                if job.watch.silent_sec < self._settings.timeout_sec + HANG_MARGIN_SEC:
+                    continue
+            job.watch.set()
+            self._threads.append(_started(self._serve))
+            return None
+
+    def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:
+        """The crops of clips whose decoder hung, each from a pass of its own; one clip alone has hung itself."""
+        limit = self._settings.timeout_sec + HANG_MARGIN_SEC
+        if len(clips) == 1:
+            message = f"the decoder hung: no sign of life for {limit:g} s"
+            logger.warning("%s: %s", clips[0].clip_id, message)
+            yield ClipCrops(clips[0], ClipResult(Outcome.TIMEOUT, message), None)
+            return
+        logger.warning("a decoder of %s hangs: its clips are read one by one", clips[0].video)
+        for clip in clips:
+            job = self._job([clip])
+            _started(partial(self._work, job))  # the others may all wait until theirs are asked for
+            yield from self._results(job)
+
+
+def _started(work: Callable[[], None]) -> threading.Thread:
+    """A thread at work, a daemon: one that hangs must not keep the process from ending."""
+    thread = threading.Thread(target=work, name="decode", daemon=True)
+    thread.start()
+    return thread
 
 
 def default_decode_threads(device: str) -> int:

@@ -55,6 +55,10 @@ class ExtractConfig:
     """GPUs of each Ray worker, below 1 to share one; None is 1 where there are GPUs, 0 elsewhere."""
     torch_threads: int = 0
     """Threads of the encoder on the CPU; 0 is torch's choice, and for Ray workers an equal share of the cores."""
+    decode_workers: int = 0
+    """Processes that decode for each Ray worker, on whatever nodes have cores free; 0 decodes in the worker's threads."""
+    log_json: str | None = None
+    """File that gets what happens as JSON lines, `-` for standard error; None is none."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -63,6 +67,7 @@ class ExtractConfig:
             ("decode_threads", 0),
             ("decode_memory_mb", 0),
             ("torch_threads", 0),
+            ("decode_workers", 0),
         ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
@@ -78,6 +83,8 @@ class ExtractConfig:
             raise ConfigError(
                 "workers 0 is this process: leave out the address and gpus_per_worker, or ask for workers"
             )
+        if self.workers == 0 and self.decode_workers:
+            raise ConfigError("decode_workers serve Ray workers: leave them out, or ask for workers above 0")
         share = self.gpus_per_worker
         if share is not None and (share < 0 or (share > 1 and share != int(share))):
             raise ConfigError(f"gpus_per_worker must be 0, a fraction of 1 or a whole number, got {share:g}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,10 +18,11 @@ from vivit.pipeline.errors import DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.outcomes_table import write_outcomes
 from vivit.stage1_extract.blocks import BlockExtractor, Work, create_encoder, missing_work, torch_threads
-from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.config import ExtractConfig, describe
 from vivit.stage1_extract.encoder import SpatialEncoder
+from vivit.stage1_extract.event_log import event_log
 from vivit.stage1_extract.inline_engine import run_inline
 from vivit.stage1_extract.tally import Tally
 
@@ -50,6 +52,10 @@ class ExtractSummary:
     """Frame crops that this run encoded."""
     limits: dict[str, float]
     """Share of this run's time that was spent waiting for decode, in encode, and in write."""
+    workers: list[dict[str, Any]]
+    """Counts, rates and shares of time of each worker (`WorkerTally.summary`)."""
+    advice: str
+    """What limited this run, and what to turn to go faster."""
     size_bytes: int
     """Size of the cache's shards."""
     missing: str = ""
@@ -149,14 +155,32 @@ def check_videos(manifest: Manifest, data_root: Path) -> None:
 
 
 def _complete(config: ExtractConfig, cache: FeatureCache, engine: Engine) -> ExtractSummary:
-    """Let an engine do what is missing in a cache that is held."""
+    """Let an engine do what is missing in a cache that is held; `outcomes.parquet` is written whatever comes."""
     todo = list(missing_work(cache, part=config.part, retry_failed=config.retry_failed))
     failed = sum(r is not None and not r.usable for split in cache.splits for r in cache.records(split))
     again = sum(len(work.rows) for work in todo if work.is_retry)
-    tally = Tally(failed=failed - again, max_failures=config.max_failures)
-    engine(todo, tally)
-    # opened again: workers and other parts have committed blocks
-    return _summary(FeatureCache.open(cache.path, allow_partial=True), tally)
+    with event_log(config.log_json) as log:
+        tally = Tally(failed=failed - again, max_failures=config.max_failures, log=log)
+        log.write(
+            "begin", cache=cache.path, blocks=len(todo), clips=sum(len(work.rows) for work in todo),
+            config=describe(config),
+        )  # fmt: skip
+        try:
+            engine(todo, tally)
+        except BaseException as error:
+            log.write("stop", cause=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            # opened again: workers and other parts have committed blocks
+            cache = FeatureCache.open(cache.path, allow_partial=True)
+            write_outcomes(cache)
+        summary = _summary(cache, tally)
+        log.write(
+            "end", clips=summary.clips, outcomes=summary.outcomes, blocks_done=summary.blocks_done,
+            blocks_kept=summary.blocks_kept, seconds=round(summary.seconds, 3), crops=summary.crops,
+            shares=summary.limits, size_bytes=summary.size_bytes, missing=summary.missing,
+        )  # fmt: skip
+    return summary
 
 
 def _summary(cache: FeatureCache, tally: Tally) -> ExtractSummary:
@@ -174,12 +198,14 @@ def _summary(cache: FeatureCache, tally: Tally) -> ExtractSummary:
         cache=cache.path,
         clips={split: cache.shape(split)[0] for split in cache.splits},
         outcomes=Counter(record.outcome for _, record in records),
-        failures=[(split, record) for split, record in records if not Outcome(record.outcome).complete],
+        failures=[(split, record) for split, record in records if not record.complete],
         blocks_done=tally.blocks,
         blocks_kept=whole - tally.blocks,
         seconds=tally.elapsed,
         crops=tally.crops,
         limits=tally.seconds.shares,
+        workers=[worker.summary() for worker in tally.workers.values()],
+        advice=tally.advice,
         size_bytes=cache.size_bytes(),
         missing=missing,
     )

@@ -24,7 +24,7 @@ from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.blocks import BlockExtractor, torch_threads
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract, extract_on_ray
-from vivit.stage1_extract.ray_engine import Mark, Worker
+from vivit.stage1_extract.ray_worker import Mark, Worker
 from vivit.stage1_extract.ray_session import Placement, ray_session
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
