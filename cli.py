@@ -544,10 +544,10 @@ def extract(
     data_root: DataRoot = None,
     annotations: Annotations = None,
     backbone: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="vit_ti16, vit_s16, vit_b16, vit_l16, ... or any timm id; or the spatial half of a model file or of a "
-            "`pretrain` run. [dim]Default: vit_b16.[/]",
+            "`pretrain` run. Several times: a cache for each, clips decoded once. [dim]Default: vit_b16.[/]",
             rich_help_panel=_ENCODER,
         ),
     ] = None,
@@ -626,8 +626,8 @@ def extract(
     decode_workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that decode for each Ray worker, on any node with free cores. "
-            "[dim]Default: 0, the worker's own threads decode.[/]",
+            help="Processes that decode for each Ray worker, on any node with free cores; 0 is its own threads. "
+            "[dim]Default: 0.[/]",
             rich_help_panel=_RUNNING,
         ),
     ] = None,
@@ -673,33 +673,47 @@ def extract(
     The same command again goes on after an interruption, and ends with the same bytes. Defaults of views are those of
     Kinetics; ek100 has stride 1 and 4 x 1 test views.
     """
+    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace, file_name
     from vivit.stage1_extract.config import ExtractConfig, describe
-    from vivit.stage1_extract.extract import extract as run_extract
+    from vivit.stage1_extract.extract import extract_all
 
-    clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
-    backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
-    views = _views(
-        clips.dataset, backbone, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
-        scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
-    )  # fmt: skip
-    name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
-    config = ExtractConfig(
-        cache=_below(Workspace(workdir).caches, name, ".zarr"),
-        data_root=root,
-        views=views,
-        **_given(
-            backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
-            block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
-            max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers, address=address,
-            gpus_per_worker=gpus_per_worker, torch_threads=torch_threads, decode_workers=decode_workers,
-            log_json=log_json,
-        ),
-    )  # fmt: skip
-    _print_settings("extract", describe(config))
-    summary = run_extract(config, clips)
-    _print_extracted(summary)
-    if summary.failures:
+    workspace = Workspace(workdir)
+    clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
+    backbones = [_run_or(name, workspace) for name in backbone or [ExtractConfig.backbone]]
+    if len(backbones) > 1 and (cache or weights not in (None, "pretrained", "random")):
+        raise ConfigError(
+            "--cache and a --weights file belong to one --backbone: leave them out, or give one"
+        )
+    configs = []
+    for name in backbones:
+        views = _views(
+            clips.dataset, name, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
+            scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
+        )  # fmt: skip
+        named = cache or f"{file_name(clips.dataset)}-{file_name(name)}"
+        config = ExtractConfig(
+            cache=_below(workspace.caches, named, ".zarr"),
+            data_root=root,
+            views=views,
+            backbone=name,
+            **_given(
+                weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
+                block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
+                max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers,
+                address=address, gpus_per_worker=gpus_per_worker, torch_threads=torch_threads,
+                decode_workers=decode_workers, log_json=log_json,
+            ),
+        )  # fmt: skip
+        _print_settings("extract", describe(config))
+        configs.append(config)
+    summaries = extract_all(configs, clips)
+    for summary in summaries:
+        _print_extracted(summary)
+    _print_workers(summaries[0])
+    left = [summary.missing for summary in summaries if summary.missing]
+    print(f"left to the other parts: {left[0]}" if left else "next: vivit train-temporal")
+    if any(summary.failures for summary in summaries):
         raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
@@ -1128,35 +1142,36 @@ def _print_manifest(manifest: "Manifest", root: Path) -> None:
 
 
 def _print_extracted(summary: "ExtractSummary") -> None:
-    from vivit.pipeline.progress import format_duration
-
     for split, record in summary.failures[:20]:
         print(f"  {record.outcome}: {record.clip_id} ({split}): {record.message}", file=sys.stderr)
     if len(summary.failures) > 20:
-        print(
-            f"  ... and {len(summary.failures) - 20} more, in {summary.cache / 'outcomes.parquet'}",
-            file=sys.stderr,
-        )
+        print(f"  ... and {len(summary.failures) - 20} more", file=sys.stderr)
     total = sum(summary.clips.values())
     _table("outcomes", ["outcome", "clips"], [[name, str(n)] for name, n in summary.outcomes.most_common()])
-    if summary.blocks_done:
-        rows = [
-            [
-                worker["worker"], str(worker["blocks"]), str(worker["clips"]), f"{worker['clips_per_sec']:.2f}",
-                f"{worker['crops_per_sec']:.1f}", *(f"{share:.0%}" for share in worker["shares"].values()),
-            ]
-            for worker in summary.workers
-        ]  # fmt: skip
-        _table(
-            "workers", ["worker", "blocks", "clips", "clips/s", "crops/s", "decode", "encode", "write"], rows
-        )
-        rate = summary.crops / summary.seconds
-        print(f"{summary.crops} frame crops in {format_duration(summary.seconds)}, {rate:.1f} crops/s")
-        print(summary.advice)
-    else:
+    print(
+        f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB (of every clip: outcomes.parquet)"
+    )
+
+
+def _print_workers(summary: "ExtractSummary") -> None:
+    from vivit.pipeline.progress import format_duration
+
+    if not summary.crops:
         print("nothing to do: " + ("this part was complete" if summary.missing else "the cache was complete"))
-    print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB")
-    print(f"left to the other parts: {summary.missing}" if summary.missing else "next: vivit train-temporal")
+        return
+    rows = [
+        [
+            worker["worker"], str(worker["blocks"]), str(worker["clips"]), f"{worker['clips_per_sec']:.2f}",
+            f"{worker['crops_per_sec']:.1f}", *(f"{share:.0%}" for share in worker["shares"].values()),
+        ]
+        for worker in summary.workers
+    ]  # fmt: skip
+    columns = ["worker", "blocks", "clips", "clips/s", "crops/s", "decode", "encode", "write"]
+    _table("workers, and the shares of their time", columns, rows)
+    print(
+        f"{summary.crops} frame crops in {format_duration(summary.seconds)}, "
+        f"{summary.crops / summary.seconds:.1f} crops/s; {summary.advice}"
+    )
 
 
 def _print_imported(stored: "Checkpoint", path: Path) -> None:

@@ -6,7 +6,7 @@ Knows nothing of where it runs or of who watches: the engines drive it.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -66,13 +66,27 @@ class Work:
     rows: tuple[int, ...]
     is_retry: bool = False
     """Whether the block is committed, and only its clips without features are tried again."""
+    targets: tuple[int, ...] = (0,)
+    """The caches of the run that need it, by number."""
 
 
-def missing_work(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
-    """The blocks that are not committed, in order; with `retry_failed` also those with clips without features.
+def missing_work(
+    caches: Sequence[FeatureCache], *, part: tuple[int, int] | None, retry_failed: bool
+) -> list[Work]:
+    """The blocks that are not committed, in order, each once for all caches that need the same of it.
 
-    `part` (i, n) leaves every n-th block, from the i-th on.
+    With `retry_failed` also those with clips without features. `part` (i, n) leaves every n-th block, from the i-th on.
     """
+    needed: dict[Work, list[int]] = {}
+    for target, cache in enumerate(caches):
+        for work in _missing_in(cache, part=part, retry_failed=retry_failed):
+            needed.setdefault(work, []).append(target)
+    order = {split: at for at, split in enumerate(caches[0].splits)}
+    works = [replace(work, targets=tuple(targets)) for work, targets in needed.items()]
+    return sorted(works, key=lambda work: (order[work.split], work.block))
+
+
+def _missing_in(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
     number = 0
     for split in cache.splits:
         missing = set(cache.missing_blocks(split))
@@ -95,25 +109,56 @@ class BlockReport:
 
     work: Work
     records: list[ClipRecord]
-    """One for each row of the work."""
+    """One for each row of the work; where several caches get it, features that any of them lacks are lost."""
     seconds: Seconds
     crops: int
-    """Frame crops that were encoded."""
+    """Frame crops that were encoded, by each encoder."""
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """What one cache gets of a work."""
+
+    target: int
+    """Number of the cache."""
+    records: list[ClipRecord]
+    """One for each row of the work."""
+    features: npt.NDArray[np.float16]
+    """[row of the work, view, time, dim]; zeros for clips without features."""
+    about: dict[str, Any]
+    """What is worth knowing about the making of a block: recorded, never compared."""
 
 
 @dataclass(frozen=True)
 class ComputedBlock(BlockReport):
     """The features of the rows of a work, not committed yet."""
 
-    features: npt.NDArray[np.float16]
-    """[row of the work, view, time, dim]; zeros for clips without features."""
-    about: dict[str, Any]
-    """What is worth knowing about the making of a block: recorded, never compared."""
+    parts: list[BlockFeatures]
+    """For each cache that needs it."""
 
     @property
     def report(self) -> BlockReport:
         """All but the features."""
         return BlockReport(self.work, self.records, self.seconds, self.crops)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cache, and the encoder that fills it."""
+
+    encoder: SpatialEncoder
+    cache: FeatureCache
+    config: ExtractConfig
+
+    @property
+    def crop_settings(self) -> CropSettings:
+        """What decides the crops that the encoder gets."""
+        return CropSettings(
+            views=self.config.views,
+            seed=self.config.seed,
+            interpolation=self.encoder.backbone.interpolation,
+            timeout_sec=self.config.clip_timeout_sec,
+        )
 
 
 def create_encoder(config: ExtractConfig) -> SpatialEncoder:
@@ -129,30 +174,24 @@ def create_encoder(config: ExtractConfig) -> SpatialEncoder:
 
 
 class BlockExtractor:
-    """Computes and commits blocks of one cache with one encoder."""
+    """Computes and commits blocks of one cache with one encoder, or of several caches from the same decoded clips."""
 
-    def __init__(self, encoder: SpatialEncoder, cache: FeatureCache, config: ExtractConfig) -> None:
-        self._encoder, self._cache, self._config = encoder, cache, config
-        self._clips = {split: cache.manifest.of_split(split) for split in cache.splits}
+    def __init__(self, targets: Sequence[Target]) -> None:
+        """The targets differ in their encoders, their caches, and at most in the size of their crops."""
+        self._targets = targets
+        self._config, self._manifest = targets[0].config, targets[0].cache.manifest
+        self._clips = {split: self._manifest.of_split(split) for split in self._manifest.splits}
+        self.crop_settings = list(dict.fromkeys(target.crop_settings for target in targets))
+        """Each once."""
 
     def clips(self, work: Work) -> list[Clip]:
         """The clips of a work, in the order of its rows."""
         return [self._clips[work.split][row] for row in work.rows]
 
-    @property
-    def crop_settings(self) -> CropSettings:
-        """What decides the crops that the encoder gets."""
-        return CropSettings(
-            views=self._config.views,
-            seed=self._config.seed,
-            interpolation=self._encoder.backbone.interpolation,
-            timeout_sec=self._config.clip_timeout_sec,
-        )
-
     def stream(self) -> CropStream:
         """Decodes ahead of `compute`, as long as it is entered."""
         config = self._config
-        threads = config.decode_threads or default_decode_threads(self._encoder.device.type)
+        threads = config.decode_threads or default_decode_threads(self._targets[0].encoder.device.type)
         budget = config.decode_memory_mb << 20
         return CropStream(config.data_root, self.crop_settings, threads=threads, budget_bytes=budget)
 
@@ -166,77 +205,81 @@ class BlockExtractor:
     ) -> ComputedBlock:
         """Features of the next clips of `crops`, which are those of the work; time is added to `seconds` as it passes."""
         total, before = seconds or Seconds(), replace(seconds or Seconds())
-        vectors = _Vectors(self._encoder, (len(work.rows), *self._cache.shape(work.split)[1:]))
-        records: list[ClipRecord] = []
+        blocks = [_BlockInWork(number, self._targets[number], work) for number in work.targets]
+        settings = [self.crop_settings.index(self._targets[number].crop_settings) for number in work.targets]
         encoded = 0
-        for at in range(len(work.rows)):
+        for _ in work.rows:
             with total.of("decode"):
                 item = next(crops)
             with total.of("encode"):
-                if item.crops is not None:
-                    vectors.add(at, item.crops)
-            count = 0 if item.crops is None else item.crops.shape[0] * item.crops.shape[1]
-            records.append(item.record)
-            encoded += count
-            on_clip(item.record, count)
+                counts = [block.add(item, setting) for block, setting in zip(blocks, settings, strict=True)]
+            encoded += sum(counts)
+            on_clip(item.record, sum(counts))
         with total.of("encode"):
-            features = vectors.features()
-        with total.of("write"):
-            halves = _to_float16(features, records)
+            features = [block.features() for block in blocks]
         spent = Seconds(**{name: value - getattr(before, name) for name, value in vars(total).items()})
-        return ComputedBlock(work, records, spent, encoded, halves, self._about(spent))
+        with total.of("write"):
+            parts = [block.finished(f, spent) for block, f in zip(blocks, features, strict=True)]
+        return ComputedBlock(work, _worst([part.records for part in parts]), spent, encoded, parts)
 
     def commit(self, computed: ComputedBlock) -> None:
-        """Write a computed block into the cache."""
-        commit(self._cache, computed)
-
-    def _about(self, spent: Seconds) -> dict[str, Any]:
-        device = self._encoder.device
-        return {
-            "decode_sec": round(spent.decode, 3),
-            "encode_sec": round(spent.encode, 3),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "torch_threads": torch.get_num_threads(),
-            "versions": library_versions(),
-        }
+        """Write a computed block into the caches."""
+        commit([target.cache for target in self._targets], computed)
 
 
-def commit(cache: FeatureCache, computed: ComputedBlock) -> None:
+def commit(caches: Sequence[FeatureCache], computed: ComputedBlock) -> None:
     """Write a computed block; rows of a committed block that were not tried again stay as they are."""
-    work, features, records = computed.work, computed.features, computed.records
-    if work.is_retry:
-        features, records = _with_the_others(cache, computed)
-    cache.commit(work.split, work.block, features, records, computed.about)
+    work = computed.work
+    for part in computed.parts:
+        cache, features, records = caches[part.target], part.features, part.records
+        if work.is_retry:
+            features, records = _with_the_others(cache, work, part)
+        cache.commit(work.split, work.block, features, records, part.about)
 
 
-def joined(work: Work, parts: Sequence[ComputedBlock]) -> ComputedBlock:
-    """One block of its rows, which were computed in parts."""
+def joined(work: Work, pieces: Sequence[ComputedBlock]) -> ComputedBlock:
+    """One block of its rows, which were computed in pieces."""
     seconds = Seconds()
-    for part in parts:
-        seconds.add(part.seconds)
-    sums = {f"{name}_sec": round(value, 3) for name, value in asdict(seconds).items() if name != "write"}
+    for piece in pieces:
+        seconds.add(piece.seconds)
+    parts = [_joined_parts(parts) for parts in zip(*(piece.parts for piece in pieces), strict=True)]
     return ComputedBlock(
         work=work,
-        records=[record for part in parts for record in part.records],
+        records=[record for piece in pieces for record in piece.records],
         seconds=seconds,
-        crops=sum(part.crops for part in parts),
-        features=np.concatenate([part.features for part in parts]),
-        about={name: value for part in parts for name, value in part.about.items()} | sums,
+        crops=sum(piece.crops for piece in pieces),
+        parts=parts,
     )
 
 
+def _joined_parts(parts: Sequence[BlockFeatures]) -> BlockFeatures:
+    """What one cache gets, its seconds added up."""
+    about = {name: value for part in parts for name, value in part.about.items()}
+    times = [name for name in about if name.endswith("_sec")]
+    return BlockFeatures(
+        target=parts[0].target,
+        records=[record for part in parts for record in part.records],
+        features=np.concatenate([part.features for part in parts]),
+        about=about | {name: round(sum(part.about.get(name, 0.0) for part in parts), 3) for name in times},
+    )
+
+
+def _worst(records: Sequence[list[ClipRecord]]) -> list[ClipRecord]:
+    """Of each clip the record of a cache that has no features of it, where there is one."""
+    return [min(of_clip, key=lambda record: record.usable) for of_clip in zip(*records, strict=True)]
+
+
 def _with_the_others(
-    cache: FeatureCache, computed: ComputedBlock
+    cache: FeatureCache, work: Work, part: BlockFeatures
 ) -> tuple[npt.NDArray[np.float16], list[ClipRecord]]:
     """Features and records of a whole committed block, some rows of which were computed anew."""
-    work = computed.work
     start, stop = cache.rows(work.split, work.block)
     before = cache.records(work.split)[start:stop]
     records = dict(enumerate(before)) | {
-        row - start: record for row, record in zip(work.rows, computed.records, strict=True)
+        row - start: record for row, record in zip(work.rows, part.records, strict=True)
     }
-    features = np.zeros((stop - start, *computed.features.shape[1:]), np.float16)
-    features[np.array(work.rows) - start] = computed.features
+    features = np.zeros((stop - start, *part.features.shape[1:]), np.float16)
+    features[np.array(work.rows) - start] = part.features
     if kept := sorted(set(range(start, stop)) - set(work.rows)):
         features[np.array(kept) - start] = cache.read(work.split, kept)
     return features, [record for row in range(stop - start) if (record := records[row]) is not None]
@@ -253,24 +296,48 @@ def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) ->
     return halves
 
 
-class _Vectors:
-    """The encoder's output for one block, left on the device until all of it has been asked for."""
+class _BlockInWork:
+    """The output of one encoder for one block, left on the device until all of it has been asked for."""
 
-    def __init__(self, encoder: SpatialEncoder, shape: tuple[int, int, int, int]) -> None:
-        """`shape`: (clip, view, time, dim)."""
-        self._encoder, self._shape = encoder, shape
+    def __init__(self, number: int, target: Target, work: Work) -> None:
+        self._number, self._target = number, target
+        self._shape = (len(work.rows), *target.cache.shape(work.split)[1:])
+        self._records: list[ClipRecord] = []
         self._vectors: dict[int, torch.Tensor] = {}
+        self._encoding = Seconds()
 
-    def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
-        """Encode the crops [view, frame, height, width, channel] of one clip."""
-        self._vectors[row] = self._encoder.encode(crops)
+    def add(self, item: ClipCrops, setting: int) -> int:
+        """Encode the next clip from its crops of this number, and give the number of its frame crops."""
+        at = len(self._records)
+        self._records.append(item.record)
+        if item.crops_of is None:
+            return 0
+        crops = item.crops_of[setting]
+        with self._encoding.of("encode"):
+            self._vectors[at] = self._target.encoder.encode(crops)
+        views, frames, *_ = crops.shape
+        return int(views * frames)
 
     def features(self) -> npt.NDArray[np.float32]:
-        """Features [clip, view, time, dim]; zeros for clips that were not added."""
+        """Features [clip, view, time, dim]; zeros for clips without crops."""
         features = np.zeros(self._shape, np.float32)
-        for row, vectors in self._vectors.items():
-            features[row] = vectors.cpu().numpy()
+        with self._encoding.of("encode"):
+            for at, vectors in self._vectors.items():
+                features[at] = vectors.cpu().numpy()
         return features
+
+    def finished(self, features: npt.NDArray[np.float32], spent: Seconds) -> BlockFeatures:
+        """What the cache gets; `spent` is the time of all caches together."""
+        device = self._target.encoder.device
+        about = {
+            "decode_sec": round(spent.decode, 3),
+            "encode_sec": round(self._encoding.encode, 3),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch_threads": torch.get_num_threads(),
+            "versions": library_versions(),
+        }
+        records = list(self._records)
+        return BlockFeatures(self._number, records, _to_float16(features, records), about)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 CLIPS_PER_JOB = 8
 """Clips of one video that one thread reads in one pass."""
-HANG_MARGIN_SEC = 60.0
-"""A decoder that gives no sign of life for the time limit of a clip and this much more is given up."""
+HANG_FACTOR = 1.5
+"""A decoder that gives no sign of life for this many times the time limit of a clip is given up."""
 _POLL_SEC = 0.1
 _JOIN_SEC = 10.0
 
@@ -46,9 +46,12 @@ class CropSettings:
     first_view: int = 0
     """Number of the first training view: each is another draw."""
 
-    def clip_bytes(self, split: str) -> int:
-        """Size of the crops of one clip."""
-        return self.views.num_views(split) * self.views.num_frames * self.views.crop_size**2 * 3
+
+def clip_bytes(settings: Sequence[CropSettings], split: str) -> int:
+    """Size of the crops of one clip."""
+    return sum(
+        each.views.num_views(split) * each.views.num_frames * each.views.crop_size**2 * 3 for each in settings
+    )
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,13 @@ class ClipCrops:
 
     clip: Clip
     result: ClipResult
-    crops: npt.NDArray[np.uint8] | None
-    """[view, frame, height, width, channel]; None where the outcome is not usable."""
+    crops_of: tuple[npt.NDArray[np.uint8], ...] | None
+    """For each of the settings [view, frame, height, width, channel]; None where the outcome is not usable."""
+
+    @property
+    def crops(self) -> npt.NDArray[np.uint8] | None:
+        """Those of the first, and mostly the only, settings."""
+        return None if self.crops_of is None else self.crops_of[0]
 
     @property
     def record(self) -> ClipRecord:
@@ -123,11 +131,52 @@ class ViewCutter:
         return self._boxes[height, width]
 
 
+class _Cutters:
+    """Cuts the crops of one clip for several settings out of the same frames (a `FrameSink`)."""
+
+    def __init__(self, clip: Clip, settings: Sequence[CropSettings]) -> None:
+        self._cutters = [ViewCutter(clip, each) for each in settings]
+        self._wanted: list[set[int]] = []
+
+    def plan(self, times_sec: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The frames that any of them wants, each once."""
+        plans = [cutter.plan(times_sec) for cutter in self._cutters]
+        self._wanted = [set(plan.tolist()) for plan in plans]
+        return np.unique(np.concatenate(plans))
+
+    def add(self, index: int, picture: npt.NDArray[np.uint8]) -> None:
+        """Cut frame `index`, [height, width, 3] RGB, for those that want it."""
+        for cutter, wanted in zip(self._cutters, self._wanted, strict=True):
+            if index in wanted:
+                cutter.add(index, picture)
+
+    @property
+    def num_shown(self) -> int:
+        """Frames that the views choose from: the settings differ in space only."""
+        return self._cutters[0].num_shown
+
+    def hand_over(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """The crops for each of the settings; None where no frame came."""
+        crops = [cutter.hand_over() for cutter in self._cutters]
+        return (
+            None if any(each is None for each in crops) else tuple(each for each in crops if each is not None)
+        )
+
+
 def crop_clips(
-    source: Path, clips: Sequence[Clip], settings: CropSettings, *, stop: threading.Event | None = None
+    source: Path,
+    clips: Sequence[Clip],
+    settings: CropSettings | Sequence[CropSettings],
+    *,
+    stop: threading.Event | None = None,
 ) -> Iterator[ClipCrops]:
-    """The crops of clips of one video, in the order given, from one pass over it."""
-    cutters = [ViewCutter(clip, settings) for clip in clips]
+    """The crops of clips of one video, in the order given, from one pass over it.
+
+    Several settings have the same views in time, and their clips the same outcomes.
+    """
+    several = [settings] if isinstance(settings, CropSettings) else settings
+    settings = several[0]
+    cutters = [_Cutters(clip, several) for clip in clips]
     spans = [ClipSpan(clip.start_sec, clip.end_sec) for clip in clips]
     ready: dict[int, ClipCrops] = {}
     due = 0
@@ -139,7 +188,7 @@ def crop_clips(
                 due += 1
 
 
-def _finished(clip: Clip, result: ClipResult, cutter: ViewCutter, views: ViewSpec) -> ClipCrops:
+def _finished(clip: Clip, result: ClipResult, cutter: _Cutters, views: ViewSpec) -> ClipCrops:
     if result.outcome is Outcome.OK and cutter.num_shown < span(views):
         message = f"{cutter.num_shown} frames, a view reaches over {span(views)}: views start over"
         result = ClipResult(Outcome.SHORT, message, result.num_frames)
@@ -192,14 +241,16 @@ class CropStream:
     def __init__(
         self,
         data_root: Path,
-        settings: CropSettings,
+        settings: CropSettings | Sequence[CropSettings],
         *,
         threads: int,
         budget_bytes: int,
         jobs_ahead: int | None = None,
     ) -> None:
         """`jobs_ahead`: videos that are begun before their crops are asked for; None is one more than threads."""
-        self._data_root, self._settings = data_root, settings
+        self._data_root = data_root
+        self._settings = [settings] if isinstance(settings, CropSettings) else list(settings)
+        self._hang_sec = HANG_FACTOR * self._settings[0].timeout_sec
         self._budget_bytes = budget_bytes
         self._jobs_ahead = max(threads + 1, jobs_ahead or 0)
         self._stop = threading.Event()
@@ -230,7 +281,7 @@ class CropStream:
             running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
     def _job(self, clips: Sequence[Clip]) -> _Job:
-        room = self._budget_bytes // (self._jobs_ahead * self._settings.clip_bytes(clips[0].split))
+        room = self._budget_bytes // (self._jobs_ahead * clip_bytes(self._settings, clips[0].split))
         return _Job(clips, queue.Queue(max(1, room)), Watch(self._stop))
 
     def _begin(self, clips: Sequence[Clip]) -> _Job:
@@ -281,9 +332,9 @@ class CropStream:
         """What comes next of a job; None where its decoder hangs, which is given up."""
         while True:
             try:
-                return job.done.get(timeout=1.0)
+                return job.done.get(timeout=_POLL_SEC)
             except queue.Empty:
-                if job.watch.silent_sec < self._settings.timeout_sec + HANG_MARGIN_SEC:
+                if job.watch.silent_sec < self._hang_sec:
                     continue
             job.watch.set()
             self._threads.append(_started(self._serve))
@@ -291,9 +342,8 @@ class CropStream:
 
     def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:
         """The crops of clips whose decoder hung, each from a pass of its own; one clip alone has hung itself."""
-        limit = self._settings.timeout_sec + HANG_MARGIN_SEC
         if len(clips) == 1:
-            message = f"the decoder hung: no sign of life for {limit:g} s"
+            message = f"the decoder hung: no sign of life for {self._hang_sec:g} s"
             logger.warning("%s: %s", clips[0].clip_id, message)
             yield ClipCrops(clips[0], ClipResult(Outcome.TIMEOUT, message), None)
             return

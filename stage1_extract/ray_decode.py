@@ -20,10 +20,11 @@ from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video import ClipResult
 from vivit.stage1_extract.clip_reader import (
     CLIPS_PER_JOB,
-    HANG_MARGIN_SEC,
+    HANG_FACTOR,
     ClipCrops,
     CropSettings,
     Watch,
+    clip_bytes,
     crop_clips,
     jobs_of,
 )
@@ -38,12 +39,14 @@ _BEAT_SEC = 1.0
 _WAIT_SEC, _GET_SEC = 5.0, 30.0
 
 
-def decode_job(data_root: Path, clips: Sequence[Clip], settings: CropSettings) -> Iterator[ClipCrops]:
+def decode_job(
+    data_root: Path, clips: Sequence[Clip], settings: Sequence[CropSettings]
+) -> Iterator[ClipCrops]:
     """The crops of clips of one video, one after the other. Runs in a process of its own, which ends when it hangs."""
     stop = threading.Event()
     watch = Watch(stop)
     watch.alive_at = time.monotonic()
-    limit_sec = settings.timeout_sec + HANG_MARGIN_SEC
+    limit_sec = HANG_FACTOR * settings[0].timeout_sec
 
     def beat() -> None:
         while not stop.wait(_BEAT_SEC):
@@ -78,7 +81,9 @@ class RayCropStream:
     """Like `CropStream`, with Ray tasks in the place of threads: at most `processes` at a time, each `budget_bytes` /
     `processes` ahead of the encoder at most."""
 
-    def __init__(self, data_root: Path, settings: CropSettings, *, processes: int, budget_bytes: int) -> None:
+    def __init__(
+        self, data_root: Path, settings: Sequence[CropSettings], *, processes: int, budget_bytes: int
+    ) -> None:
         import ray
 
         self._ray, self._data_root, self._settings = ray, data_root, settings
@@ -116,7 +121,7 @@ class RayCropStream:
     def _begin(self, job: _Job) -> _Job:
         """Let a process read the clips of a job that did not come yet."""
         left = job.clips[job.taken :]
-        room = self._budget_bytes // (self._processes * self._settings.clip_bytes(left[0].split))
+        room = self._budget_bytes // (self._processes * clip_bytes(self._settings, left[0].split))
         ahead = max(1, min(CLIPS_PER_JOB, room))
         task = self._decode.options(num_returns="streaming", _generator_backpressure_num_objects=ahead)
         job.results = task.remote(self._data_root, left, self._settings)

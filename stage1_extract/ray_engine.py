@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.outcome import Outcome
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
+    BlockFeatures,
     BlockReport,
     ComputedBlock,
     Seconds,
@@ -123,10 +124,10 @@ class _Call:
 
 
 @contextmanager
-def ray_workers(config: ExtractConfig, extractor: type[BlockExtractor]) -> Iterator["RayWorkers"]:
-    """Workers that load the encoder; they end with the `with` block."""
-    with ray_session(config) as (ray, placement):
-        workers = RayWorkers(ray, config, placement, extractor)
+def ray_workers(configs: Sequence[ExtractConfig], extractor: type[BlockExtractor]) -> Iterator["RayWorkers"]:
+    """Workers that load the encoders; they end with the `with` block."""
+    with ray_session(configs[0]) as (ray, placement):
+        workers = RayWorkers(ray, configs, placement, extractor)
         try:
             yield workers
         finally:
@@ -137,11 +138,16 @@ class RayWorkers:
     """The driver's side: which worker does what, and what came of it."""
 
     def __init__(
-        self, ray: Any, config: ExtractConfig, placement: Placement, extractor: type[BlockExtractor]
+        self,
+        ray: Any,
+        configs: Sequence[ExtractConfig],
+        placement: Placement,
+        extractor: type[BlockExtractor],
     ) -> None:
-        """`config`: as the user gave it."""
+        """`configs`: as the user gave them, one for each encoder."""
         self._ray, self._placement, self._extractor = ray, placement, extractor
-        self._asked, self._config = config, for_workers(config, placement)
+        self._asked = configs[0]
+        self._configs = [for_workers(config, placement) for config in configs]
         self._calls: dict[Any, _Call] = {}
         self._slots: list[_Slot] = []
         self._mark: Mark | None = None
@@ -160,21 +166,21 @@ class RayWorkers:
         for slot in self._slots:
             self._ray.kill(slot.handle, no_restart=True)
 
-    def encoder(self) -> tuple[Backbone, Path | None]:
-        """The encoder of the worker that loads it first, and the file of its weights."""
+    def encoders(self) -> list[tuple[Backbone, Path | None]]:
+        """The encoders of the worker that loads them first, and the files of their weights."""
         while self._loaded is None:
             self._step()
-        return self._loaded.backbone, self._loaded.weights_file
+        return self._loaded.encoders
 
-    def run(self, cache: FeatureCache, todo: Sequence[Work], tally: Tally) -> None:
+    def run(self, caches: Sequence[FeatureCache], todo: Sequence[Work], tally: Tally) -> None:
         """Compute and commit the blocks; BlockError at the end where some of them failed every time."""
         if not todo:
             return
-        self._cache, self._tally = cache, tally
+        self._caches, self._tally = caches, tally
         self._todo = deque(_Task(work) for work in todo)
         self._preflight = replace(todo[0], rows=todo[0].rows[:1])
         self._failed: list[_Task] = []
-        with self._marked(cache) as self._mark, tally.shown(sum(len(work.rows) for work in todo)):
+        with self._marked() as self._mark, tally.shown(sum(len(work.rows) for work in todo)):
             for slot in self._slots:
                 if slot.is_ready:
                     slot.is_ready = False
@@ -186,24 +192,25 @@ class RayWorkers:
                 self._step()
         if self._failed:
             raise BlockError(
-                f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {cache.path}: "
+                f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {caches[0].path}: "
                 f"{', '.join(map(str, self._failed))}. The others stay; run the same command again to try these"
             )
 
     @contextmanager
-    def _marked(self, cache: FeatureCache) -> Iterator[Mark]:
-        """A file that tells this run's cache from every other."""
-        part = "" if self._config.part is None else "-{}-of-{}".format(*self._config.part)
-        videos = (self._config.data_root / clip.video for clip in cache.manifest.clips)
+    def _marked(self) -> Iterator[Mark]:
+        """A file in each cache that tells this run's from every other."""
+        config = self._configs[0]
+        part = "" if config.part is None else "-{}-of-{}".format(*config.part)
+        videos = (config.data_root / clip.video for clip in self._caches[0].manifest.clips)
         mark = Mark(
             f".run{part}", secrets.token_hex(16), next((video for video in videos if video.is_file()), None)
         )
-        path = self._config.cache / mark.name
-        path.write_text(mark.token)
-        try:
+        with ExitStack() as cleanup:
+            for config in self._configs:
+                path = config.cache / mark.name
+                path.write_text(mark.token)
+                cleanup.callback(path.unlink, missing_ok=True)
             yield mark
-        finally:
-            path.unlink(missing_ok=True)
 
     # --- workers ---
 
@@ -218,7 +225,7 @@ class RayWorkers:
         )
         slot = _Slot(actor.remote())
         self._slots.append(slot)
-        self._calls[slot.handle.load.remote(self._config)] = _Call(slot, "load")
+        self._calls[slot.handle.load.remote(self._configs)] = _Call(slot, "load")
 
     def _open(self, slot: _Slot) -> None:
         self._calls[slot.handle.open.remote(self._mark, self._extractor)] = _Call(slot, "open")
@@ -403,11 +410,11 @@ class RayWorkers:
 
     def _whole_if_lost(self, work: Work) -> Work:
         """A committed block that a worker was about to write anew is lost when the worker dies at the wrong moment."""
-        now = FeatureCache.open(self._cache.path, allow_partial=True)
-        if work.block not in now.missing_blocks(work.split):
-            return work
-        rows = tuple(range(*now.rows(work.split, work.block)))
-        return replace(work, rows=rows, is_retry=False)
+        for target in work.targets:
+            now = FeatureCache.open(self._caches[target].path, allow_partial=True)
+            if work.block in now.missing_blocks(work.split):
+                return replace(work, rows=tuple(range(*now.rows(work.split, work.block))), is_retry=False)
+        return work
 
     # --- results ---
 
@@ -429,18 +436,26 @@ class RayWorkers:
             return
         whole = joined(task.work, task.singles)
         with whole.seconds.of("write"):
-            commit(self._cache, whole)
+            commit(self._caches, whole)
         self._block_done(slot, whole.report)
 
     def _crashed(self, task: _Task, cause: str) -> ComputedBlock:
         """The row of a clip that took its worker with it when it was alone."""
         (row,) = task.single.rows
-        clip = self._cache.manifest.of_split(task.work.split)[row]
+        clip = self._caches[0].manifest.of_split(task.work.split)[row]
         message = f"the process that read it died, also when it read nothing else: {cause}"
-        record = ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)
+        records = [ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)]
         logger.warning("%s: %s", clip.clip_id, message)
-        shape = (1, *self._cache.shape(task.work.split)[1:])
-        return ComputedBlock(task.single, [record], Seconds(), 0, np.zeros(shape, np.float16), {})
+        parts = [
+            BlockFeatures(
+                target,
+                records,
+                np.zeros((1, *self._caches[target].shape(task.work.split)[1:]), np.float16),
+                {},
+            )
+            for target in task.work.targets
+        ]
+        return ComputedBlock(task.single, records, Seconds(), 0, parts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,23 @@ import torch
 from vivit.pipeline.cache_settings import Backbone
 from vivit.pipeline.errors import CacheError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
-from vivit.stage1_extract.blocks import BlockExtractor, BlockReport, ComputedBlock, Work, create_encoder
-from vivit.stage1_extract.clip_reader import HANG_MARGIN_SEC, CropStream
+from vivit.stage1_extract.blocks import (
+    BlockExtractor,
+    BlockReport,
+    ComputedBlock,
+    Target,
+    Work,
+    create_encoder,
+)
+from vivit.stage1_extract.clip_reader import HANG_FACTOR, CropStream
 from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.ray_decode import RayCropStream
 from vivit.stage1_extract.tally import InWork
 
 _BEAT_SEC = 5.0
+_STUCK_SEC = 20.0
+"""A worker is never given up sooner."""
 
 BlockKey = tuple[str, int]
 """Split and number of a block."""
@@ -33,13 +43,13 @@ class Loaded:
 
     name: str
     """Node and process."""
-    backbone: Backbone
-    weights_file: Path | None
+    encoders: list[tuple[Backbone, Path | None]]
+    """Each encoder, and the file of its weights."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A file of this run in the cache: a worker that does not see it would write elsewhere."""
+    """A file of this run in its caches: a worker that does not see it would write elsewhere."""
 
     name: str
     token: str
@@ -48,46 +58,28 @@ class Mark:
 
 
 class Worker:
-    """What runs in a process of its own: an encoder, and from `open` on a cache.
+    """What runs in a process of its own: encoders, and from `open` on their caches.
 
-    Calls come in several threads; the encoder works for one at a time.
+    Calls come in several threads; the encoders work for one at a time.
     """
 
     def __init__(self) -> None:
         self._encoding = threading.Lock()
         self._in_work: dict[BlockKey, InWork] = {}
 
-    def load(self, config: ExtractConfig) -> Loaded:
-        """Load the encoder."""
+    def load(self, configs: Sequence[ExtractConfig]) -> Loaded:
+        """Load the encoders."""
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        torch.set_num_threads(config.torch_threads)
-        self._config = config
-        self._encoder = create_encoder(config)
-        _die_when_stuck(config.clip_timeout_sec + 2 * HANG_MARGIN_SEC)
-        return Loaded(
-            f"{platform.node()}, process {os.getpid()}", self._encoder.backbone, self._encoder.weights_file
-        )
+        self._config = configs[0]
+        torch.set_num_threads(self._config.torch_threads)
+        self._loaded = [(create_encoder(config), config) for config in configs]
+        _die_when_stuck(max(_STUCK_SEC, HANG_FACTOR * self._config.clip_timeout_sec))
+        encoders = [(encoder.backbone, encoder.weights_file) for encoder, _ in self._loaded]
+        return Loaded(f"{platform.node()}:{os.getpid()}", encoders)
 
     def open(self, mark: Mark, extractor: type[BlockExtractor]) -> None:
-        """Open the cache to write; an error where this is another cache than the driver's."""
-        config, node = self._config, platform.node()
-        shared = f"worker on {node}: the cache and the videos must be on a file system that all workers share"
-        try:
-            token = (config.cache / mark.name).read_text()
-        except OSError:
-            token = ""
-        if token != mark.token:
-            raise CacheError(f"{config.cache} is another folder for a {shared}")
-        if mark.video is not None and not mark.video.is_file():
-            raise DataError(f"{mark.video} does not exist for a {shared}")
-        cache = FeatureCache.open(config.cache, allow_partial=True)
-        mine = config.settings(cache.settings.dataset, cache.settings.manifest_sha256, self._encoder.backbone)
-        if differences := mine.differences(cache.settings):
-            raise CacheError(
-                f"a worker on {node} would write other features than the cache holds: "
-                + "; ".join(differences)
-            )
-        self._extractor = extractor(self._encoder, cache, config)
+        """Open the caches to write; an error where they are others than the driver's."""
+        self._extractor = extractor([_target(encoder, config, mark) for encoder, config in self._loaded])
 
     def block(self, work: Work) -> BlockReport:
         """Compute and commit a block; it is decoded while the encoder works for another one."""
@@ -132,6 +124,27 @@ class Worker:
             yield self._in_work[key]
         finally:
             del self._in_work[key]
+
+
+def _target(encoder: SpatialEncoder, config: ExtractConfig, mark: Mark) -> Target:
+    """The cache of a configuration, opened to write; an error where it is another one than the driver's."""
+    node = platform.node()
+    shared = f"worker on {node}: the cache and the videos must be on a file system that all workers share"
+    try:
+        token = (config.cache / mark.name).read_text()
+    except OSError:
+        token = ""
+    if token != mark.token:
+        raise CacheError(f"{config.cache} is another folder for a {shared}")
+    if mark.video is not None and not mark.video.is_file():
+        raise DataError(f"{mark.video} does not exist for a {shared}")
+    cache = FeatureCache.open(config.cache, allow_partial=True)
+    mine = config.settings(cache.settings.dataset, cache.settings.manifest_sha256, encoder.backbone)
+    if differences := mine.differences(cache.settings):
+        raise CacheError(
+            f"a worker on {node} would write other features than the cache holds: " + "; ".join(differences)
+        )
+    return Target(encoder, cache, config)
 
 
 def _die_when_stuck(limit_sec: float) -> None:
