@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage2_temporal.evaluation import Evaluation
 
@@ -196,9 +197,9 @@ DecodeThreads = Annotated[
     int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
 ]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the videos. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+        help="Folder of the videos, or s3://bucket/folder. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
         rich_help_panel=_DATA,
     ),
 ]
@@ -294,7 +295,7 @@ def prepare(
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.workspace import Workspace
 
-    manifest, root = read_dataset(dataset, data_root, annotations)
+    manifest, root = read_dataset(dataset, _data_root(data_root), annotations)
     path = Workspace(workdir).manifests / f"{manifest.dataset}.parquet"
     manifest.write(path)
     _print_manifest(manifest, root)
@@ -938,10 +939,10 @@ def predict(
 def _clips(
     dataset: str | None,
     manifest: Path | None,
-    data_root: Path | None,
+    data_root: str | None,
     annotations: Path | None,
     workspace: Any,
-) -> "tuple[Manifest, Path]":
+) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.errors import ConfigError
@@ -950,17 +951,25 @@ def _clips(
     if (dataset is None) == (manifest is None):
         raise ConfigError("pass either --dataset NAME (ek100, folder) or --manifest FILE")
     if manifest is not None:
-        return Manifest.read(manifest), data_root or manifest.resolve().parent
+        return Manifest.read(manifest), _data_root(data_root) or manifest.resolve().parent
     assert dataset is not None
-    clips, root = read_dataset(dataset, data_root, annotations)
+    clips, root = read_dataset(dataset, _data_root(data_root), annotations)
     clips.write(workspace.manifests / f"{clips.dataset}.parquet")
     return clips, root
 
 
-def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
+def _data_root(text: str | None) -> "Location | None":
+    """The folder or URL that was given."""
+    from vivit.pipeline.storage import location
+
+    return None if text is None else location(text)
+
+
+def _clips_of_run(run: Path, data_root: str | None) -> "tuple[Manifest, Location]":
     """The manifest that a run of `pretrain` was trained on, and the folder of its videos."""
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
     from vivit.stage2_temporal.run_folder import RunFolder
 
     if not run.is_dir():
@@ -969,7 +978,7 @@ def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
         )
     about = RunFolder(run).read_config()
     path = _say("manifest of the run", Path(about["manifest"]))
-    return Manifest.read(path), data_root or Path(about["data_root"])
+    return Manifest.read(path), location(data_root or about["data_root"])
 
 
 def _views(dataset: str, backbone: str, **given: Any) -> Any:
@@ -1094,7 +1103,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _print_manifest(manifest: "Manifest", root: Path) -> None:
+def _print_manifest(manifest: "Manifest", root: "Location") -> None:
     missing = manifest.missing_videos(root)
     rows = []
     for split in manifest.splits:

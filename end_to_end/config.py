@@ -7,6 +7,7 @@ from typing import Any
 from vivit.end_to_end.image_init import INFLATIONS
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, ORDERS, VIDEO_MODELS
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.config import TemporalOptions
@@ -34,7 +35,7 @@ class PretrainConfig(TemporalOptions, Optimisation):
 
     manifest: Path
     """Manifest of the clips."""
-    data_root: Path
+    data_root: Location
     """Folder that the manifest's video paths start from."""
     run: Path
     """Run folder to write, or to go on with."""

@@ -9,7 +9,8 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vivit.pipeline.errors import StorageError
+from vivit.pipeline.errors import VivitError
+from vivit.pipeline.storage import Url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -49,9 +50,13 @@ def identity_of(file: BinaryIO) -> tuple[Hashable, ...] | None:
 class _Positioned(io.RawIOBase):
     """A file of known size with a position."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size_bytes: int) -> None:
         super().__init__()
-        self._size, self._at = size, 0
+        self._start, self._size, self._at = 0, size_bytes, 0
+
+    def drop_front(self, count: int) -> None:
+        """Let the file begin `count` bytes later, and go there."""
+        self._start, self._size, self._at = self._start + count, self._size - count, 0
 
     def readable(self) -> bool:
         return True
@@ -71,7 +76,7 @@ class _Positioned(io.RawIOBase):
 
     def readinto(self, target: "WriteableBuffer") -> int:
         view = memoryview(target).cast("B")
-        data = self._read_at(self._at, min(len(view), max(0, self._size - self._at)))
+        data = self._read_at(self._start + self._at, min(len(view), max(0, self._size - self._at)))
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -81,17 +86,17 @@ class _Positioned(io.RawIOBase):
 
 
 class FilePart(_Positioned):
-    """`size` bytes of an open file from `start` on, as a file; closes the other one."""
+    """`size_bytes` of an open file from `start` on, as a file; closes the other one."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
+        super().__init__(size_bytes)
         self._file, self._start = file, start
         whole = identity_of(file)
-        self.identity = None if whole is None else (*whole, start, size)
+        self.identity = None if whole is None else (*whole, start, size_bytes)
         """As of `identity_of`."""
 
     def _read_at(self, at: int, count: int) -> bytes:
-        self._file.seek(self._start + at)
+        self._file.seek(at)
         return self._file.read(count)
 
     def close(self) -> None:
@@ -106,12 +111,18 @@ class StoreFile(_Positioned):
     so both are kept, for those who judge the video.
     """
 
-    def __init__(self, file: BinaryIO, size: int, identity: tuple[Hashable, ...]) -> None:
-        super().__init__(size)
-        self._file, self.identity = file, identity
-        self.error: StorageError | None = None
-        """The last request that failed for good."""
-        self.waited_sec = 0.0
+    def __init__(self, url: Url, start: int = 0, size_bytes: int | None = None) -> None:
+        """The whole object, or `size_bytes` of it from `start` on; FileNotFoundError."""
+        began = time.monotonic()
+        self._url = url
+        size_bytes = url.size() if size_bytes is None else size_bytes
+        super().__init__(size_bytes)
+        self._file = url.open_binary(start, size_bytes)
+        self.identity: tuple[Hashable, ...] = (str(url), start, size_bytes)
+        """As of `identity_of`."""
+        self.error: VivitError | None = None
+        """Why the last request failed for good."""
+        self.waited_sec = time.monotonic() - began
         """Time spent on requests."""
 
     def clock(self) -> float:
@@ -119,7 +130,7 @@ class StoreFile(_Positioned):
         return time.monotonic() - self.waited_sec
 
     def check(self) -> None:
-        """Raise the StorageError of a request that failed."""
+        """Raise the error of a request that failed."""
         if self.error is not None:
             raise self.error
 
@@ -128,9 +139,11 @@ class StoreFile(_Positioned):
         try:
             self._file.seek(at)
             return self._file.read(count)
-        except StorageError as error:
+        except VivitError as error:
             self.error = error
             raise
+        except EOFError as error:
+            raise OSError(errno.EIO, f"{self._url} became shorter while it was read") from error
         finally:
             self.waited_sec += time.monotonic() - began
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 from vivit.pipeline.byte_file import FilePart, StoreFile, open_regular
-from vivit.pipeline.errors import DataError
 from vivit.pipeline.storage import Location
 from vivit.pipeline.tar_walk import BLOCK_BYTES, TarContent, TarMember, is_header_of, walk
 from vivit.pipeline.workspace import write_atomically
@@ -31,6 +30,15 @@ INDEX_SUFFIX = ".index.json"
 _COLUMNS = ("name", "key", "extension", "offset", "size_bytes", "sha256")
 _KEPT_IN_MEMORY = 256
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+
+
+class NotInTarError(Exception):
+    """A tar has no member of a name that can be read."""
+
+    def __init__(self, tar: Location, name: str, reason: str | None) -> None:
+        super().__init__(f"{reason or 'no such member'}: {name} in {tar}")
+        self.is_there = reason is not None
+        """Whether there is a member of that name."""
 
 
 def split_name(name: str) -> tuple[str | None, str | None]:
@@ -89,6 +97,8 @@ class TarIndex:
                 raise ValueError(f"format {stored['format']!r}")
             rows = [dict(zip(stored["columns"], row, strict=True)) for row in stored["members"]]
             members = [TarMember(r["name"], r["offset"], r["size_bytes"], r["sha256"]) for r in rows]
+            if any(m.offset < BLOCK_BYTES or m.size_bytes < 0 for m in members):
+                raise ValueError("a member lies outside the tar")
             content = TarContent(members, [(n, why) for n, why in stored["refused"]], stored["damage"])
             return cls(content, stored["size_bytes"], stored["modified_ns"], stored["about"], is_stored=True)
         except (KeyError, TypeError, AttributeError) as error:
@@ -109,19 +119,16 @@ def tar_index(tar: Location) -> TarIndex:
 
 
 def open_member(tar: Location, name: str) -> BinaryIO:
-    """A member of a tar as a file; KeyError with the reason where it has none of that name that can be read.
+    """A member of a tar as a file; NotInTarError where it has none of that name that can be read.
 
     FileNotFoundError, DataError as of `tar_index`.
     """
-    index = tar_index(tar)
-    file = _open_found(tar, index, name)
-    if file is None:  # the tar is another one than the index knew
-        _INDEXES.forget(tar)
-        logger.info("the index of %s is out of date: its headers are read again", tar)
-        file = _open_found(tar, _INDEXES.get(tar, is_stored_good=False), name)
+    file = _open_found(tar, tar_index(tar), name)
     if file is None:
-        raise KeyError(f"{name} in {tar} has no header in front of its bytes: the tar is being written to")
-    return file
+        logger.info("the index of %s is out of date: its headers are read again", tar)
+        file = _open_found(tar, _INDEXES.renew(tar), name)
+    assert file is not None  # an index of the headers themselves
+    return cast(BinaryIO, file)
 
 
 def read_member(tar: Location, name: str) -> bytes:
@@ -130,19 +137,26 @@ def read_member(tar: Location, name: str) -> bytes:
         return file.read()
 
 
-def _open_found(tar: Location, index: TarIndex, name: str) -> BinaryIO | None:
-    """The member as a file, None where the tar does not have it where the index says."""
+def _open_found(tar: Location, index: TarIndex, name: str) -> FilePart | StoreFile | None:
+    """The member as a file, None where a stored index is not that of the tar."""
     member = index.members.get(name)
     if member is None:
         if index.is_stored and name not in index.refused:
             return None
-        raise KeyError(f"{name} in {tar}: {index.refused.get(name, 'no such member')}")
-    start = member.offset - BLOCK_BYTES
-    file = _open_part(tar, start, BLOCK_BYTES + member.size_bytes)
-    if index.is_stored and not is_header_of(file.read(BLOCK_BYTES), member):
+        raise NotInTarError(tar, name, index.refused.get(name))
+    file = _open_part(tar, member.offset - BLOCK_BYTES, BLOCK_BYTES + member.size_bytes)
+    if index.is_stored and not is_header_of(_first_block(file), member):
         file.close()
         return None
-    return _behind_header(file, tar, member)
+    file.drop_front(BLOCK_BYTES)
+    return file
+
+
+def _first_block(file: FilePart | StoreFile) -> bytes:
+    try:
+        return file.read(BLOCK_BYTES) or b""
+    except OSError:  # the object is shorter
+        return b""
 
 
 class _Indexes:
@@ -153,24 +167,35 @@ class _Indexes:
         self._locks: dict[Location, threading.Lock] = {}
         self._known: OrderedDict[Location, TarIndex] = OrderedDict()
 
-    def get(self, tar: Location, *, is_stored_good: bool = True) -> TarIndex:
-        with self._lock:
-            own = self._locks.setdefault(tar, threading.Lock())
-        with own:
-            state = None if (known := self._known.get(tar)) and not isinstance(tar, Path) else _state(tar)
-            if known is None or (state is not None and state != (known.size_bytes, known.modified_ns)):
-                assert state is not None
-                known = (_stored(tar, *state) if is_stored_good else None) or _walked(tar, *state)
-            with self._lock:
-                self._known[tar] = known
-                self._known.move_to_end(tar)
-                while len(self._known) > _KEPT_IN_MEMORY:
-                    self._locks.pop(self._known.popitem(last=False)[0], None)
+    def get(self, tar: Location) -> TarIndex:
+        """The index; that of a file on this machine is made again when the file was written to."""
+        with self._lock_of(tar):
+            known = self._known.get(tar)
+            if known is not None and not isinstance(tar, Path):
+                return known
+            state = _state(tar)
+            if known is None or state != (known.size_bytes, known.modified_ns):
+                known = _stored(tar, *state) or _walked(tar, *state)
+            self._keep(tar, known)
             return known
 
-    def forget(self, tar: Location) -> None:
+    def renew(self, tar: Location) -> TarIndex:
+        """The index from the headers of the tar."""
+        with self._lock_of(tar):
+            index = _walked(tar, *_state(tar))
+            self._keep(tar, index)
+            return index
+
+    def _lock_of(self, tar: Location) -> threading.Lock:
         with self._lock:
-            self._known.pop(tar, None)
+            return self._locks.setdefault(tar, threading.Lock())
+
+    def _keep(self, tar: Location, index: TarIndex) -> None:
+        with self._lock:
+            self._known[tar] = index
+            self._known.move_to_end(tar)
+            while len(self._known) > _KEPT_IN_MEMORY:
+                self._known.popitem(last=False)
 
 
 _INDEXES = _Indexes()
@@ -213,7 +238,7 @@ def _walked(
 ) -> TarIndex:
     """The index of a tar from its headers, kept in the cache folder; checksums of members that are `known`."""
     with _open_part(tar, 0, size_bytes) as file:
-        content = walk(file, size_bytes, str(tar))
+        content = walk(cast(BinaryIO, file), size_bytes, str(tar))
     if known is not None:
         content.members = [_with_checksum(member, known) for member in content.members]
     index = TarIndex(content, size_bytes, modified_ns)
@@ -239,9 +264,8 @@ def _cached_path(tar: Location) -> Path:
     return base / "vivit" / "tar-indexes" / f"{name}.json"
 
 
-def _open_part(tar: Location, start: int, size_bytes: int) -> BinaryIO:
+def _open_part(tar: Location, start: int, size_bytes: int) -> FilePart | StoreFile:
     """A part of a tar as a file."""
     if isinstance(tar, Path):
-        return cast(BinaryIO, FilePart(open_regular(tar), start, size_bytes))
-    file = tar.open_binary(start, size_bytes)
-    return cast(BinaryIO, StoreFile(file, size_bytes, (str(tar), start, size_bytes)))
+        return FilePart(open_regular(tar), start, size_bytes)
+    return StoreFile(tar, start, size_bytes)

@@ -103,7 +103,7 @@ def _headers(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
     """The members in order, without keeping them."""
     before = -1
     while (info := tar.next()) is not None:
-        tar.members = []  # it would hold all of them
+        tar.members = []  # type: ignore[attr-defined]  # it would hold all of them
         if info.size < 0 or tar.offset <= before:
             raise tarfile.ReadError(f"the header at byte {info.offset} has a negative size")
         before = tar.offset

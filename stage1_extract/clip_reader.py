@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -18,7 +17,9 @@ from PIL import Image
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
+from vivit.pipeline.video_location import VideoSource, video_at
 from vivit.pipeline.views import Box, ViewSpec, resample, span, views_of
 
 CLIPS_PER_JOB = 8
@@ -113,7 +114,7 @@ class ViewCutter:
 
 
 def crop_clips(
-    source: Path, clips: Sequence[Clip], settings: CropSettings, *, stop: threading.Event | None = None
+    source: VideoSource, clips: Sequence[Clip], settings: CropSettings, *, stop: threading.Event | None = None
 ) -> Iterator[ClipCrops]:
     """The crops of clips of one video, in the order given, from one pass over it."""
     cutters = [ViewCutter(clip, settings) for clip in clips]
@@ -159,7 +160,7 @@ class CropStream:
 
     def __init__(
         self,
-        data_root: Path,
+        data_root: Location,
         settings: CropSettings,
         *,
         threads: int,
@@ -200,7 +201,7 @@ class CropStream:
 
     def _work(self, job: _Job) -> None:
         """Decode one job into its queue; runs in a thread of the pool."""
-        source = self._data_root / job.clips[0].video
+        source = video_at(self._data_root, job.clips[0].video)
         try:
             count = 0
             for crops in crop_clips(source, job.clips, self._settings, stop=self._stop):

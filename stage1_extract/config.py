@@ -7,6 +7,7 @@ from typing import Any
 from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 
 
@@ -16,8 +17,8 @@ class ExtractConfig:
 
     cache: Path
     """Folder of the feature cache, `<name>.zarr`."""
-    data_root: Path
-    """Folder that the manifest's video paths start from."""
+    data_root: Location
+    """Folder or URL that the manifest's video paths start from."""
     backbone: str = "vit_b16"
     """Short name or timm id of the frozen encoder, or a model file or run folder that holds one."""
     weights: str = PRETRAINED
