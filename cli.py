@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vivit.pipeline.manifest import Manifest
     from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
+    from vivit.stage1_extract.pack import PackSummary
     from vivit.stage2_temporal.evaluation import Evaluation
 
 app = typer.Typer(
@@ -57,7 +58,8 @@ Trained = Annotated[
     ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
     Path | None,
@@ -283,10 +285,12 @@ def demo(
 
 @app.command(
     epilog="[b]Examples:[/] vivit prepare ek100 --data-root /data/EPIC-KITCHENS\n\n"
-    "vivit prepare folder --data-root my_videos"
+    "vivit prepare folder --data-root my_videos\n\nvivit prepare webdataset --data-root s3://bucket/tars"
 )
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="ek100, or folder for <class>/<video>.")],
+    dataset: Annotated[
+        str, typer.Argument(help="ek100, folder for <class>/<video>, or webdataset for tars.")
+    ],
     data_root: DataRoot = None,
     annotations: Annotations = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
@@ -300,6 +304,57 @@ def prepare(
     manifest.write(path)
     _print_manifest(manifest, root)
     print(f"wrote {path}")
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit pack --dataset folder --data-root my_videos --out packed\n\n"
+    "vivit pack --dataset ek100 --out packed --resize 256   [dim]# smaller videos, without sound[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# then[/]"
+)
+def pack(
+    out: Annotated[str, typer.Option(help="Folder of the shards, or s3://bucket/folder.")],
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    annotations: Annotations = None,
+    shard_size_mb: Annotated[
+        int | None,
+        typer.Option(help="Size in MiB that a shard does not exceed. [dim]Default: 1024.[/]"),
+    ] = None,
+    max_count: Annotated[
+        int | None, typer.Option(help="Most samples in a shard. [dim]Default: all that fit.[/]")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode larger videos anew (H.264, no sound), with a short side of so many pixels. "
+            "[dim]Default: off, all bytes as they are.[/]"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that encode. [dim]Default: one per core.[/]")
+    ] = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Pack the videos of a data set into WebDataset tars, with an index of each and a manifest.
+
+    Every other command reads videos out of these tars in place. The same command again goes on after an interruption,
+    and ends with the same bytes.
+    """
+    from vivit.pipeline.storage import location
+    from vivit.pipeline.workspace import Workspace
+    from vivit.stage1_extract.pack import PackConfig
+    from vivit.stage1_extract.pack import pack as run_pack
+
+    given = _given(shard_size_mb=shard_size_mb, max_count=max_count, resize=resize, threads=threads)
+    target = location(out)
+    clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
+    config = PackConfig(data_root=root, out=target, **given)
+    _print_settings("pack", vars(config))
+    summary = run_pack(config, clips)
+    _print_packed(summary)
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 @app.command(
@@ -536,6 +591,8 @@ def import_weights(
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
     "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
     "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# videos in tars, of `vivit pack`[/]\n\n"
+    "vivit extract --dataset webdataset --data-root s3://bucket/tars   [dim]# tars of others[/]\n\n"
     "vivit extract --dataset ek100 --part 2/8   [dim]# one of 8 jobs of an array[/]\n\n"
     "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
@@ -949,7 +1006,7 @@ def _clips(
     from vivit.pipeline.manifest import Manifest
 
     if (dataset is None) == (manifest is None):
-        raise ConfigError("pass either --dataset NAME (ek100, folder) or --manifest FILE")
+        raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
     if manifest is not None:
         return Manifest.read(manifest), _data_root(data_root) or manifest.resolve().parent
     assert dataset is not None
@@ -1117,6 +1174,18 @@ def _print_manifest(manifest: "Manifest", root: "Location") -> None:
     if missing:
         shown = "".join(f"\n  {video}" for video in missing[:20])
         print(f"{len(missing)} videos are missing:{shown}" + ("\n  ..." if len(missing) > 20 else ""))
+
+
+def _print_packed(summary: "PackSummary") -> None:
+    for video in summary.failed[:20]:
+        print(f"  {video.outcome}: {video.video} ({video.num_clips} clips): {video.reason}", file=sys.stderr)
+    if len(summary.failed) > 20:
+        print(f"  ... and {len(summary.failed) - 20} more videos", file=sys.stderr)
+    _table("shards", ["split", "tars"], [[split, str(count)] for split, count in summary.shards.items()])
+    kept = f" ({summary.shards_kept} tars were there already)" if summary.shards_kept else ""
+    size = f"{summary.size_bytes / 1e6:.1f} MB"
+    print(f"{summary.out}: {summary.num_videos} videos with {summary.num_clips} clips, {size}{kept}")
+    print(f"next: vivit extract --manifest {summary.manifest}")
 
 
 def _print_extracted(summary: "ExtractSummary") -> None:

@@ -15,14 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from vivit.pipeline.byte_file import FilePart, StoreFile, open_regular
-from vivit.pipeline.storage import Location
+from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_walk import BLOCK_BYTES, TarContent, TarMember, is_header_of, walk
 from vivit.pipeline.workspace import write_atomically
 
 logger = logging.getLogger(__name__)
+
+Place = TypeVar("Place", Path, Url, Path | Url)
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.json"
@@ -55,7 +57,7 @@ class TarIndex:
     size_bytes: int
     """Of the tar."""
     modified_ns: int | None = None
-    """When the tar was last written to; None in a store, which has no such time."""
+    """When the tar was last written to; None where that is not known: in a store, and beside the tar, which may be copied."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the writer of the tar says of it."""
     is_stored: bool = False
@@ -105,7 +107,7 @@ class TarIndex:
             raise ValueError(f"not an index: {error!r}") from error
 
 
-def index_path(tar: Location) -> Location:
+def index_path(tar: Place) -> Place:
     """Where the index of a tar lies that has one beside it."""
     return tar.with_name(tar.name + INDEX_SUFFIX)
 
@@ -141,8 +143,6 @@ def _open_found(tar: Location, index: TarIndex, name: str) -> FilePart | StoreFi
     """The member as a file, None where a stored index is not that of the tar."""
     member = index.members.get(name)
     if member is None:
-        if index.is_stored and name not in index.refused:
-            return None
         raise NotInTarError(tar, name, index.refused.get(name))
     file = _open_part(tar, member.offset - BLOCK_BYTES, BLOCK_BYTES + member.size_bytes)
     if index.is_stored and not is_header_of(_first_block(file), member):
@@ -219,28 +219,16 @@ def _stored(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex
         except (ValueError, PermissionError) as error:
             logger.warning("the index %s is not used (%s)", path, error)
             continue
-        if index.size_bytes != size_bytes:
-            logger.info("the index %s is out of date: %s was written to since", path, tar)
-            continue
-        if modified_ns in (None, index.modified_ns):
+        if index.size_bytes == size_bytes and index.modified_ns in (None, modified_ns):
             return replace(index, modified_ns=modified_ns)
-        # perhaps a copy: the headers tell
-        now = _walked(tar, size_bytes, modified_ns, known=index)
-        if now.content == index.content:
-            return replace(now, about=index.about)
-        logger.info("the index %s is out of date: %s has other members", path, tar)
-        return now
+        logger.info("the index %s is out of date: %s was written to since", path, tar)
     return None
 
 
-def _walked(
-    tar: Location, size_bytes: int, modified_ns: int | None, *, known: TarIndex | None = None
-) -> TarIndex:
-    """The index of a tar from its headers, kept in the cache folder; checksums of members that are `known`."""
+def _walked(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex:
+    """The index of a tar from its headers, kept in the cache folder."""
     with _open_part(tar, 0, size_bytes) as file:
         content = walk(cast(BinaryIO, file), size_bytes, str(tar))
-    if known is not None:
-        content.members = [_with_checksum(member, known) for member in content.members]
     index = TarIndex(content, size_bytes, modified_ns)
     path = _cached_path(tar)
     try:
@@ -248,13 +236,6 @@ def _walked(
     except OSError as error:
         logger.debug("the index of %s is not kept: %s", tar, error)
     return index
-
-
-def _with_checksum(member: TarMember, known: TarIndex) -> TarMember:
-    before = known.members.get(member.name)
-    if before is None or replace(before, sha256=None) != member:
-        return member
-    return before
 
 
 def _cached_path(tar: Location) -> Path:

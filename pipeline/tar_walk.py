@@ -75,13 +75,15 @@ def walk(file: BinaryIO, size_bytes: int, name: str) -> TarContent:
 
 
 def is_header_of(block: bytes, member: TarMember) -> bool:
-    """Whether the 512 bytes in front of a member's data are the header of a file of its size."""
+    """Whether the 512 bytes in front of a member's data are its header."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
         return False
-    # the size of a file of 8 GiB or more may be in another header, and then is 0 in this one
-    return info.isreg() and info.size in (member.size_bytes, 0 if member.size_bytes >= 8 << 30 else -1)
+    # a long name, one that is not ASCII, and a size from 8 GiB on may stand in another header
+    is_short = member.name.isascii() and len(member.name) < tarfile.LENGTH_NAME
+    has_size = info.size == member.size_bytes or member.size_bytes >= 8 << 30
+    return info.isreg() and has_size and (info.name == member.name or not is_short)
 
 
 def _check_start(file: BinaryIO, name: str) -> None:
