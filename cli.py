@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -42,7 +42,8 @@ Workdir = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Feature cache: a path with a /, or a name below WORKDIR/caches.", rich_help_panel=_DATA
+        help="Feature cache: a path with a /, a URL (s3://, gs://), or a name below WORKDIR/caches.",
+        rich_help_panel=_DATA,
     ),
 ]
 Run = Annotated[
@@ -62,9 +63,11 @@ Dataset = Annotated[
     typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--manifest", help="Manifest (.parquet or .csv) instead of a data set.", rich_help_panel=_DATA
+        "--manifest",
+        help="Manifest (.parquet or .csv; a file or URL) instead of a data set.",
+        rich_help_panel=_DATA,
     ),
 ]
 Stride = Annotated[
@@ -99,7 +102,7 @@ Flip = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
+        help="pretrained (timm's), random, or a file or URL: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
         rich_help_panel=_ENCODER,
     ),
 ]
@@ -224,6 +227,7 @@ AllowPartial = Annotated[
         "--allow-partial", help="Use what is there of an incomplete cache.", rich_help_panel=_RUNNING
     ),
 ]
+AnyPath = TypeVar("AnyPath", bound="Location")
 _DEFAULT_WORKDIR = Path("vivit-work")
 
 
@@ -498,7 +502,7 @@ def pretrain(
         ),
     )  # fmt: skip
     config = PretrainConfig(
-        manifest=manifest or workspace.manifests / f"{clips.dataset}.parquet",
+        manifest=_manifest_of(clips, manifest, workspace),
         data_root=root,
         run=workspace.runs,
         views=views,
@@ -727,7 +731,7 @@ def extract(
     )  # fmt: skip
     name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
     config = ExtractConfig(
-        cache=_below(Workspace(workdir).caches, name, ".zarr"),
+        cache=_cache_at(name, Workspace(workdir)),
         data_root=root,
         views=views,
         **_given(
@@ -995,7 +999,7 @@ def predict(
 
 def _clips(
     dataset: str | None,
-    manifest: Path | None,
+    manifest: str | None,
     data_root: str | None,
     annotations: Path | None,
     workspace: Any,
@@ -1004,15 +1008,24 @@ def _clips(
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
         raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
     if manifest is not None:
-        return Manifest.read(manifest), _data_root(data_root) or manifest.resolve().parent
+        file = location(manifest)
+        return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
     clips, root = read_dataset(dataset, _data_root(data_root), annotations)
     clips.write(workspace.manifests / f"{clips.dataset}.parquet")
     return clips, root
+
+
+def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Location":
+    """The file that `_clips` read or wrote."""
+    from vivit.pipeline.storage import location
+
+    return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
 
 
 def _data_root(text: str | None) -> "Location | None":
@@ -1034,7 +1047,7 @@ def _clips_of_run(run: Path, data_root: str | None) -> "tuple[Manifest, Location
             f"{run} is a model file: pass the videos with --dataset or --manifest, or a --cache"
         )
     about = RunFolder(run).read_config()
-    path = _say("manifest of the run", Path(about["manifest"]))
+    path = _say("manifest of the run", location(about["manifest"]))
     return Manifest.read(path), location(data_root or about["data_root"])
 
 
@@ -1094,10 +1107,11 @@ def _best(metrics: dict[str, Any]) -> str:
 def _trained(run: str | None, workspace: Any, *, quiet: bool = False) -> Path:
     """The run folder or model file that was asked for; the newest run where none was."""
     if run is None:
-        return workspace.newest_run() if quiet else _say("newest run", workspace.newest_run())
-    path = Path(run)
+        newest: Path = workspace.newest_run()
+        return newest if quiet else _say("newest run", newest)
+    path = _below(workspace.runs, run, "") if Path(run).suffix != ".safetensors" else _on_this_machine(run)
     if path.suffix != ".safetensors":
-        return _below(workspace.runs, run, "")
+        return path
     # the weights in a run's folder stand for the run
     return (
         path.parent if path.name == "model.safetensors" and (path.parent / "config.json").is_file() else path
@@ -1122,17 +1136,33 @@ def _given(**options: Any) -> dict[str, Any]:
 def _below(folder: Path, name: str, suffix: str) -> Path:
     """`name` below `folder`, unless it is a path: one with a separator."""
     if os.sep in name:
-        return Path(name)
+        return _on_this_machine(name)
     return folder / (name if name.endswith(suffix) else name + suffix)
 
 
-def _cache_path(cache: str | None, workspace: Any) -> Path:
-    return (
-        _below(workspace.caches, cache, ".zarr") if cache else _say("newest cache", workspace.newest_cache())
-    )
+def _on_this_machine(name: str) -> Path:
+    """A path; ConfigError for a URL, where only files and folders of this machine will do."""
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.storage import location
+
+    path = location(name)
+    if not isinstance(path, Path):
+        raise ConfigError(f"{path} is a URL, and a run must be on this machine: copy it, or pass a path")
+    return path
 
 
-def _say(what: str, path: Path) -> Path:
+def _cache_at(cache: str, workspace: Any) -> "Location":
+    """Where the cache is that was asked for by name, path or URL."""
+    from vivit.pipeline.storage import is_url, location
+
+    return location(cache) if is_url(cache) else _below(workspace.caches, cache, ".zarr")
+
+
+def _cache_path(cache: str | None, workspace: Any) -> "Location":
+    return _cache_at(cache, workspace) if cache else _say("newest cache", workspace.newest_cache())
+
+
+def _say(what: str, path: AnyPath) -> AnyPath:
     print(f"{what}: {path}")
     return path
 

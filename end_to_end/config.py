@@ -33,7 +33,7 @@ _NOT_IN_IDENTITY = (
 class PretrainConfig(TemporalOptions, Optimisation):
     """How a whole video model is trained on videos: the paper's warm-up on few frames, and its baselines."""
 
-    manifest: Path
+    manifest: Location
     """Manifest of the clips."""
     data_root: Location
     """Folder that the manifest's video paths start from."""

@@ -124,6 +124,15 @@ class Url:
 
         return dict(sorted(self._ask("list", listed).items()))
 
+    def names(self) -> list[str]:
+        """Names of the objects directly below, without those deeper down."""
+
+        def listed(store: "ObjectStore") -> list[str]:
+            found = store.list_with_delimiter(self.key or None)["objects"]
+            return sorted(meta["path"].rpartition("/")[2] for meta in found)
+
+        return self._ask("list", listed)
+
     # --- reading ---
 
     def read_bytes(self) -> bytes:
@@ -145,6 +154,14 @@ class Url:
             return self._ask("read", read, size)
         except EOFError:
             return b""
+
+    def read_end(self, size: int) -> bytes:
+        """The last `size` bytes, or all of a smaller object."""
+        return self._ask(
+            "read",
+            lambda store: store.get(self.key, options={"range": {"suffix": size}}).bytes().to_bytes(),
+            size,
+        )
 
     def read_versioned(self) -> tuple[bytes, str | None]:
         """The whole object, and the store's name of this version of it."""

@@ -1,7 +1,6 @@
 """What `vivit extract` is asked for."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vivit.pipeline.backbones import PRETRAINED
@@ -15,8 +14,8 @@ from vivit.pipeline.views import ViewSpec
 class ExtractConfig:
     """What to extract, and how to go about it."""
 
-    cache: Path
-    """Folder of the feature cache, `<name>.zarr`."""
+    cache: Location
+    """Folder or URL of the feature cache, `<name>.zarr`."""
     data_root: Location
     """Folder or URL that the manifest's video paths start from."""
     backbone: str = "vit_b16"

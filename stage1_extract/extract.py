@@ -36,7 +36,7 @@ Engine = Callable[[Sequence[Work], Tally], None]
 class ExtractSummary:
     """What a run did, and what the cache holds after it."""
 
-    cache: Path
+    cache: Location
     clips: dict[str, int]
     """Clips per split."""
     outcomes: Counter[str]

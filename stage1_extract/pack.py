@@ -185,7 +185,7 @@ def _finish(
             f"none of the {num_videos} videos can be packed, the first is {failed[0].video}: {failed[0].reason}"
         )
     path = config.out / MANIFEST_FILE
-    _write_manifest(path, Manifest(manifest.dataset, clips, heads=manifest.heads, sources=manifest.sources))
+    Manifest(manifest.dataset, clips, heads=manifest.heads, sources=manifest.sources).write(path)
     shards = [shard for found in packed.values() for shard in found]
     return PackSummary(
         out=config.out,
@@ -538,12 +538,3 @@ def _has_members(tar: Location, index: TarIndex) -> bool:
         return False
     bare = [replace(member, sha256=None) for member in index.content.members]
     return not found.damage and found.members == bare
-
-
-def _write_manifest(path: Location, manifest: Manifest) -> None:
-    if isinstance(path, Path):
-        manifest.write(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        manifest.write(Path(folder) / path.name)
-        path.write_bytes((Path(folder) / path.name).read_bytes())
