@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
+    from vivit.stage1_extract.pack import PackSummary
     from vivit.stage2_temporal.evaluation import Evaluation
 
 app = typer.Typer(
@@ -40,7 +42,8 @@ Workdir = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Feature cache: a path with a /, or a name below WORKDIR/caches.", rich_help_panel=_DATA
+        help="Feature cache: a path with a /, a URL (s3://, gs://), or a name below WORKDIR/caches.",
+        rich_help_panel=_DATA,
     ),
 ]
 Run = Annotated[
@@ -56,12 +59,15 @@ Trained = Annotated[
     ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--manifest", help="Manifest (.parquet or .csv) instead of a data set.", rich_help_panel=_DATA
+        "--manifest",
+        help="Manifest (.parquet or .csv; a file or URL) instead of a data set.",
+        rich_help_panel=_DATA,
     ),
 ]
 Stride = Annotated[
@@ -96,7 +102,7 @@ Flip = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
+        help="pretrained (timm's), random, or a file or URL: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
         rich_help_panel=_ENCODER,
     ),
 ]
@@ -196,9 +202,9 @@ DecodeThreads = Annotated[
     int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
 ]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the videos. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+        help="Folder of the videos, or s3://bucket/folder. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
         rich_help_panel=_DATA,
     ),
 ]
@@ -221,6 +227,7 @@ AllowPartial = Annotated[
         "--allow-partial", help="Use what is there of an incomplete cache.", rich_help_panel=_RUNNING
     ),
 ]
+AnyPath = TypeVar("AnyPath", bound="Location")
 _DEFAULT_WORKDIR = Path("vivit-work")
 
 
@@ -282,10 +289,12 @@ def demo(
 
 @app.command(
     epilog="[b]Examples:[/] vivit prepare ek100 --data-root /data/EPIC-KITCHENS\n\n"
-    "vivit prepare folder --data-root my_videos"
+    "vivit prepare folder --data-root my_videos\n\nvivit prepare webdataset --data-root s3://bucket/tars"
 )
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="ek100, or folder for <class>/<video>.")],
+    dataset: Annotated[
+        str, typer.Argument(help="ek100, folder for <class>/<video>, or webdataset for tars.")
+    ],
     data_root: DataRoot = None,
     annotations: Annotations = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
@@ -294,11 +303,62 @@ def prepare(
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.workspace import Workspace
 
-    manifest, root = read_dataset(dataset, data_root, annotations)
+    manifest, root = read_dataset(dataset, _data_root(data_root), annotations)
     path = Workspace(workdir).manifests / f"{manifest.dataset}.parquet"
     manifest.write(path)
     _print_manifest(manifest, root)
     print(f"wrote {path}")
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit pack --dataset folder --data-root my_videos --out packed\n\n"
+    "vivit pack --dataset ek100 --out packed --resize 256   [dim]# smaller videos, without sound[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# then[/]"
+)
+def pack(
+    out: Annotated[str, typer.Option(help="Folder of the shards, or s3://bucket/folder.")],
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    annotations: Annotations = None,
+    shard_size_mb: Annotated[
+        int | None,
+        typer.Option(help="Size in MiB that a shard does not exceed. [dim]Default: 1024.[/]"),
+    ] = None,
+    max_count: Annotated[
+        int | None, typer.Option(help="Most samples in a shard. [dim]Default: all that fit.[/]")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode larger videos anew (H.264, no sound), with a short side of so many pixels. "
+            "[dim]Default: off, all bytes as they are.[/]"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that encode. [dim]Default: one per core.[/]")
+    ] = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Pack the videos of a data set into WebDataset tars, with an index of each and a manifest.
+
+    Every other command reads videos out of these tars in place. The same command again goes on after an interruption,
+    and ends with the same bytes.
+    """
+    from vivit.pipeline.storage import location
+    from vivit.pipeline.workspace import Workspace
+    from vivit.stage1_extract.pack import PackConfig
+    from vivit.stage1_extract.pack import pack as run_pack
+
+    given = _given(shard_size_mb=shard_size_mb, max_count=max_count, resize=resize, threads=threads)
+    target = location(out)
+    clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
+    config = PackConfig(data_root=root, out=target, **given)
+    _print_settings("pack", vars(config))
+    summary = run_pack(config, clips)
+    _print_packed(summary)
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 @app.command(
@@ -442,7 +502,7 @@ def pretrain(
         ),
     )  # fmt: skip
     config = PretrainConfig(
-        manifest=manifest or workspace.manifests / f"{clips.dataset}.parquet",
+        manifest=_manifest_of(clips, manifest, workspace),
         data_root=root,
         run=workspace.runs,
         views=views,
@@ -535,6 +595,8 @@ def import_weights(
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
     "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
     "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# videos in tars, of `vivit pack`[/]\n\n"
+    "vivit extract --dataset webdataset --data-root s3://bucket/tars   [dim]# tars of others[/]\n\n"
     "vivit extract --dataset ek100 --part 2/8   [dim]# one of 8 jobs of an array[/]\n\n"
     "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
@@ -693,7 +755,7 @@ def extract(
         )  # fmt: skip
         named = cache or f"{file_name(clips.dataset)}-{file_name(name)}"
         config = ExtractConfig(
-            cache=_below(workspace.caches, named, ".zarr"),
+            cache=_cache_at(named, workspace),
             data_root=root,
             views=views,
             backbone=name,
@@ -968,30 +1030,47 @@ def predict(
 
 def _clips(
     dataset: str | None,
-    manifest: Path | None,
-    data_root: Path | None,
+    manifest: str | None,
+    data_root: str | None,
     annotations: Path | None,
     workspace: Any,
-) -> "tuple[Manifest, Path]":
+) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
-        raise ConfigError("pass either --dataset NAME (ek100, folder) or --manifest FILE")
+        raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
     if manifest is not None:
-        return Manifest.read(manifest), data_root or manifest.resolve().parent
+        file = location(manifest)
+        return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
-    clips, root = read_dataset(dataset, data_root, annotations)
+    clips, root = read_dataset(dataset, _data_root(data_root), annotations)
     clips.write(workspace.manifests / f"{clips.dataset}.parquet")
     return clips, root
 
 
-def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
+def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Location":
+    """The file that `_clips` read or wrote."""
+    from vivit.pipeline.storage import location
+
+    return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
+
+
+def _data_root(text: str | None) -> "Location | None":
+    """The folder or URL that was given."""
+    from vivit.pipeline.storage import location
+
+    return None if text is None else location(text)
+
+
+def _clips_of_run(run: Path, data_root: str | None) -> "tuple[Manifest, Location]":
     """The manifest that a run of `pretrain` was trained on, and the folder of its videos."""
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
     from vivit.stage2_temporal.run_folder import RunFolder
 
     if not run.is_dir():
@@ -999,8 +1078,8 @@ def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
             f"{run} is a model file: pass the videos with --dataset or --manifest, or a --cache"
         )
     about = RunFolder(run).read_config()
-    path = _say("manifest of the run", Path(about["manifest"]))
-    return Manifest.read(path), data_root or Path(about["data_root"])
+    path = _say("manifest of the run", location(about["manifest"]))
+    return Manifest.read(path), location(data_root or about["data_root"])
 
 
 def _views(dataset: str, backbone: str, **given: Any) -> Any:
@@ -1059,10 +1138,11 @@ def _best(metrics: dict[str, Any]) -> str:
 def _trained(run: str | None, workspace: Any, *, quiet: bool = False) -> Path:
     """The run folder or model file that was asked for; the newest run where none was."""
     if run is None:
-        return workspace.newest_run() if quiet else _say("newest run", workspace.newest_run())
-    path = Path(run)
+        newest: Path = workspace.newest_run()
+        return newest if quiet else _say("newest run", newest)
+    path = _below(workspace.runs, run, "") if Path(run).suffix != ".safetensors" else _on_this_machine(run)
     if path.suffix != ".safetensors":
-        return _below(workspace.runs, run, "")
+        return path
     # the weights in a run's folder stand for the run
     return (
         path.parent if path.name == "model.safetensors" and (path.parent / "config.json").is_file() else path
@@ -1087,17 +1167,33 @@ def _given(**options: Any) -> dict[str, Any]:
 def _below(folder: Path, name: str, suffix: str) -> Path:
     """`name` below `folder`, unless it is a path: one with a separator."""
     if os.sep in name:
-        return Path(name)
+        return _on_this_machine(name)
     return folder / (name if name.endswith(suffix) else name + suffix)
 
 
-def _cache_path(cache: str | None, workspace: Any) -> Path:
-    return (
-        _below(workspace.caches, cache, ".zarr") if cache else _say("newest cache", workspace.newest_cache())
-    )
+def _on_this_machine(name: str) -> Path:
+    """A path; ConfigError for a URL, where only files and folders of this machine will do."""
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.storage import location
+
+    path = location(name)
+    if not isinstance(path, Path):
+        raise ConfigError(f"{path} is a URL, and a run must be on this machine: copy it, or pass a path")
+    return path
 
 
-def _say(what: str, path: Path) -> Path:
+def _cache_at(cache: str, workspace: Any) -> "Location":
+    """Where the cache is that was asked for by name, path or URL."""
+    from vivit.pipeline.storage import is_url, location
+
+    return location(cache) if is_url(cache) else _below(workspace.caches, cache, ".zarr")
+
+
+def _cache_path(cache: str | None, workspace: Any) -> "Location":
+    return _cache_at(cache, workspace) if cache else _say("newest cache", workspace.newest_cache())
+
+
+def _say(what: str, path: AnyPath) -> AnyPath:
     print(f"{what}: {path}")
     return path
 
@@ -1125,7 +1221,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _print_manifest(manifest: "Manifest", root: Path) -> None:
+def _print_manifest(manifest: "Manifest", root: "Location") -> None:
     missing = manifest.missing_videos(root)
     rows = []
     for split in manifest.splits:
@@ -1139,6 +1235,18 @@ def _print_manifest(manifest: "Manifest", root: Path) -> None:
     if missing:
         shown = "".join(f"\n  {video}" for video in missing[:20])
         print(f"{len(missing)} videos are missing:{shown}" + ("\n  ..." if len(missing) > 20 else ""))
+
+
+def _print_packed(summary: "PackSummary") -> None:
+    for video in summary.failed[:20]:
+        print(f"  {video.outcome}: {video.video} ({video.num_clips} clips): {video.reason}", file=sys.stderr)
+    if len(summary.failed) > 20:
+        print(f"  ... and {len(summary.failed) - 20} more videos", file=sys.stderr)
+    _table("shards", ["split", "tars"], [[split, str(count)] for split, count in summary.shards.items()])
+    kept = f" ({summary.shards_kept} tars were there already)" if summary.shards_kept else ""
+    size = f"{summary.size_bytes / 1e6:.1f} MB"
+    print(f"{summary.out}: {summary.num_videos} videos with {summary.num_clips} clips, {size}{kept}")
+    print(f"next: vivit extract --manifest {summary.manifest}")
 
 
 def _print_extracted(summary: "ExtractSummary") -> None:

@@ -1,12 +1,12 @@
 """What became of every clip of a cache, as one table for people and their tools."""
 
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.storage import Location
 from vivit.pipeline.workspace import storage_errors, write_atomically
 
 OUTCOMES = "outcomes.parquet"
@@ -36,7 +36,7 @@ def outcomes_table(cache: FeatureCache) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def write_outcomes(cache: FeatureCache) -> Path:
+def write_outcomes(cache: FeatureCache) -> Location:
     """Write the table into the cache; it is for reading only, the ledger is what counts."""
     parquet = io.BytesIO()
     pa_parquet.write_table(outcomes_table(cache), parquet)

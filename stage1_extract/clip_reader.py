@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -20,7 +19,9 @@ from PIL import Image
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
+from vivit.pipeline.video_location import VideoSource, video_at
 from vivit.pipeline.views import Box, ViewSpec, resample, span, views_of
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class _Cutters:
 
 
 def crop_clips(
-    source: Path,
+    source: VideoSource,
     clips: Sequence[Clip],
     settings: CropSettings | Sequence[CropSettings],
     *,
@@ -240,7 +241,7 @@ class CropStream:
 
     def __init__(
         self,
-        data_root: Path,
+        data_root: Location,
         settings: CropSettings | Sequence[CropSettings],
         *,
         threads: int,
@@ -296,17 +297,17 @@ class CropStream:
 
     def _work(self, job: _Job) -> None:
         """Decode one job into its queue."""
-        source = self._data_root / job.clips[0].video
         job.watch.alive_at = time.monotonic()
         try:
             count = 0
+            source = video_at(self._data_root, job.clips[0].video)
             for crops in crop_clips(source, job.clips, self._settings, stop=job.watch):
                 self._put(job, crops)
                 count += 1
             if count < len(job.clips) and not job.watch.is_set():
                 raise RuntimeError(f"{count} of {len(job.clips)} clips came out")
         except BaseException as error:  # noqa: BLE001  # the consumer raises it
-            error.add_note(f"while reading {source}")
+            error.add_note(f"while reading {job.clips[0].video}")
             self._put(job, error)
         job.watch.alive_at = None
 

@@ -1,12 +1,12 @@
 """What `vivit extract` is asked for."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 
 
@@ -14,10 +14,10 @@ from vivit.pipeline.views import ViewSpec
 class ExtractConfig:
     """What to extract, and how to go about it."""
 
-    cache: Path
-    """Folder of the feature cache, `<name>.zarr`."""
-    data_root: Path
-    """Folder that the manifest's video paths start from."""
+    cache: Location
+    """Folder or URL of the feature cache, `<name>.zarr`."""
+    data_root: Location
+    """Folder or URL that the manifest's video paths start from."""
     backbone: str = "vit_b16"
     """Short name or timm id of the frozen encoder, or a model file or run folder that holds one."""
     weights: str = PRETRAINED

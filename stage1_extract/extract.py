@@ -19,6 +19,8 @@ from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcomes_table import write_outcomes
+from vivit.pipeline.storage import Location
+from vivit.pipeline.video_location import video_at
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
     Target,
@@ -43,7 +45,7 @@ Engine = Callable[[Sequence[Work], Tally], None]
 class ExtractSummary:
     """What a run did, and what the cache holds after it."""
 
-    cache: Path
+    cache: Location
     clips: dict[str, int]
     """Clips per split."""
     outcomes: Counter[str]
@@ -188,17 +190,17 @@ def _held_cache(
         yield cache
 
 
-def check_videos(manifest: Manifest, data_root: Path) -> None:
+def check_videos(manifest: Manifest, data_root: Location) -> None:
     """Refuse a wrong data root; warn of single missing videos, which are recorded clip by clip."""
     if not len(manifest):
         raise DataError("the manifest has no clips")
-    if not data_root.is_dir():
+    if isinstance(data_root, Path) and not data_root.is_dir():
         raise DataError(f"the data root {data_root} is not a folder: pass --data-root")
     missing = manifest.missing_videos(data_root)
     videos = len({clip.video for clip in manifest.clips})
     if len(missing) == videos:
         raise DataError(
-            f"none of the {videos} videos is below {data_root} (looked for {data_root / missing[0]}): "
+            f"none of the {videos} videos is below {data_root} (looked for {video_at(data_root, missing[0])}): "
             "pass the --data-root that the manifest's paths start from"
         )
     if missing:

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.pipeline.video import ClipResult
+from vivit.pipeline.video_location import video_at
 from vivit.stage1_extract.clip_reader import (
     CLIPS_PER_JOB,
     HANG_FACTOR,
@@ -40,7 +41,7 @@ _WAIT_SEC, _GET_SEC = 5.0, 30.0
 
 
 def decode_job(
-    data_root: Path, clips: Sequence[Clip], settings: Sequence[CropSettings]
+    data_root: Location, clips: Sequence[Clip], settings: Sequence[CropSettings]
 ) -> Iterator[ClipCrops]:
     """The crops of clips of one video, one after the other. Runs in a process of its own, which ends when it hangs."""
     stop = threading.Event()
@@ -56,7 +57,7 @@ def decode_job(
     keeper = threading.Thread(target=beat, name="beat", daemon=True)
     keeper.start()
     try:
-        for crops in crop_clips(data_root / clips[0].video, clips, settings, stop=watch):
+        for crops in crop_clips(video_at(data_root, clips[0].video), clips, settings, stop=watch):
             watch.alive_at = None  # it waits until the crops are asked for
             yield crops
             watch.alive_at = time.monotonic()
@@ -82,7 +83,7 @@ class RayCropStream:
     `processes` ahead of the encoder at most."""
 
     def __init__(
-        self, data_root: Path, settings: Sequence[CropSettings], *, processes: int, budget_bytes: int
+        self, data_root: Location, settings: Sequence[CropSettings], *, processes: int, budget_bytes: int
     ) -> None:
         import ray
 

@@ -22,6 +22,7 @@ from vivit.pipeline.errors import BlockError, ConfigError, StorageError, VivitEr
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.video_location import first_local
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
     BlockFeatures,
@@ -201,10 +202,8 @@ class RayWorkers:
         """A file in each cache that tells this run's from every other."""
         config = self._configs[0]
         part = "" if config.part is None else "-{}-of-{}".format(*config.part)
-        videos = (config.data_root / clip.video for clip in self._caches[0].manifest.clips)
-        mark = Mark(
-            f".run{part}", secrets.token_hex(16), next((video for video in videos if video.is_file()), None)
-        )
+        videos = (clip.video for clip in self._caches[0].manifest.clips)
+        mark = Mark(f".run{part}", secrets.token_hex(16), first_local(config.data_root, videos))
         with ExitStack() as cleanup:
             for config in self._configs:
                 path = config.cache / mark.name
