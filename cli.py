@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
     from vivit.stage1_extract.extract import ExtractSummary
+    from vivit.stage1_extract.verify import VerifyReport
     from vivit.stage2_temporal.evaluation import Evaluation
 
 app = typer.Typer(
@@ -222,6 +223,8 @@ AllowPartial = Annotated[
     ),
 ]
 _DEFAULT_WORKDIR = Path("vivit-work")
+_MOST_LINES = 20
+"""Lines of a long list that are printed."""
 
 
 def main() -> None:
@@ -687,6 +690,84 @@ def extract(
 
 
 @app.command(
+    epilog="[b]Examples:[/] vivit verify\n\nvivit verify --cache ek100-vit_l16 --repair\n\n"
+    "vivit verify --sample 20 --data-root /data/EPIC-KITCHENS   [dim]# compute 20 clips anew and compare[/]\n\n"
+    "vivit verify --json | jq .findings\n\n"
+    "Exit codes: 0 the cache is whole; 1 blocks are missing or something is wrong."
+)
+def verify(
+    cache: Cache = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Take what is wrong out of the ledger: the same `vivit extract` command then computes just that anew.",
+        ),
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            help="Clips to decode and encode once more, and to compare with what is stored. [dim]Default: 0.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the choice of the sample. [dim]Default: 0.[/]", rich_help_panel="Sample"),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoder's weights for --sample. [dim]Default: those that the cache records.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Of the sample's encoder: auto, cpu, cuda or cuda:N.", rich_help_panel="Sample"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that read and hash. [dim]Default: two per core.[/]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Prove a feature cache whole: ledger, manifest, sizes, checksums, numbers, and a sample computed anew.
+
+    Reads every byte of the features. Nothing is changed without --repair.
+    """
+    import json
+
+    from vivit.pipeline.workspace import Workspace
+    from vivit.stage1_extract.verify import VerifyConfig
+    from vivit.stage1_extract.verify import verify as run_verify
+
+    workspace = Workspace(workdir)
+    path = workspace.newest_cache() if as_json and cache is None else _cache_path(cache, workspace)
+    report = run_verify(
+        VerifyConfig(
+            cache=path,
+            repair=repair,
+            is_shown=not as_json,
+            **_given(sample=sample, seed=seed, data_root=data_root, weights=weights, device=device, threads=threads),
+        )
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        _print_verified(report)
+    if not report.is_whole:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command(
     "train-temporal",
     epilog="[b]Examples:[/] vivit train-temporal\n\nvivit train-temporal --epochs 50 --learning-rate 1e-3 --mixup 0.3\n\n"
     "vivit train-temporal --init warm-up   [dim]# from the temporal half of the run warm-up[/]\n\n"
@@ -1129,6 +1210,66 @@ def _print_extracted(summary: "ExtractSummary") -> None:
         print("nothing to do: " + ("this part was complete" if summary.missing else "the cache was complete"))
     print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB")
     print(f"left to the other parts: {summary.missing}" if summary.missing else "next: vivit train-temporal")
+
+
+def _print_verified(report: "VerifyReport") -> None:
+    from vivit.pipeline.progress import format_duration
+
+    check = report.check
+    rows = [
+        [
+            split,
+            f"{count.blocks - count.missing_blocks} of {count.blocks}",
+            str(count.clips - count.missing_clips),
+            str(count.without_features),
+            str(count.shards),
+            f"{count.size_bytes / 1e6:.1f} MB",
+            str(count.findings),
+        ]
+        for split, count in check.splits.items()
+    ]
+    columns = ["split", "blocks", "clips", "without features", "shards", "read", "findings"]
+    _table(f"{report.cache}, read in {format_duration(check.seconds)}", columns, rows)
+    _print_first("", [str(finding) for finding in check.findings])
+    _print_first("harmless: ", check.leftovers)
+    _print_sample(report)
+    again = "run the same `vivit extract` command again"
+    if report.repaired:
+        print(
+            f"repaired: {len(report.repaired)} bad entries were taken out of the ledger; {again} to compute just these"
+        )
+    elif any(finding.ledger for finding in check.findings):
+        print(f"to repair: `vivit verify --repair` takes these blocks out of the ledger; then {again}")
+    if check.missing:
+        print(f"incomplete: {check.missing}; {again} to finish it")
+    if report.is_whole:
+        print("the cache is whole")
+
+
+def _print_first(prefix: str, lines: list[str]) -> None:
+    """The first lines of many, on stderr."""
+    for line in lines[:_MOST_LINES]:
+        print(f"  {prefix}{line}", file=sys.stderr)
+    if len(lines) > _MOST_LINES:
+        print(f"  ... and {len(lines) - _MOST_LINES} more: --json has all", file=sys.stderr)
+
+
+def _print_sample(report: "VerifyReport") -> None:
+    if not report.sample:
+        return
+    compared = [made for made in report.sample if not made.unread]
+    equal = sum(made.is_equal for made in compared)
+    near = sum(not made.is_equal and not made.problem for made in compared)
+    text = f"sample: of {len(compared)} clips computed anew {equal} are equal bit for bit"
+    if near:
+        worst = min(made.cosine for made in compared if not made.is_equal and not made.problem)
+        error = max(made.max_error for made in compared if not made.problem)
+        text += f", {near} as near as another machine comes (cosine {worst:.6f}, largest error {error:.3g})"
+    print(text)
+    _print_first(
+        "not compared: ",
+        [f"{made.clip_id} ({made.split}): {made.unread}" for made in report.sample if made.unread],
+    )
 
 
 def _print_imported(stored: "Checkpoint", path: Path) -> None:

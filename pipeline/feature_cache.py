@@ -231,6 +231,26 @@ class FeatureCache:
         records = self.records(split)
         return np.array([row for row, r in enumerate(records) if r is not None and r.usable], dtype=np.int64)
 
+    def entries(self, split: str) -> Mapping[int, LedgerEntry]:
+        """The ledger of a split by block, as it stood when the cache was opened; damaged entries are not in it."""
+        return self._entries[split]
+
+    def ledger_name(self, split: str, block: int) -> str:
+        """Path of a ledger entry within the cache."""
+        return f"ledger/{split}/{block:06d}.json"
+
+    def shard_name(self, split: str, block: int, view: int) -> str:
+        """Path of a shard within the cache."""
+        return f"{split}/features/c/{block}/{view}/0/0"
+
+    def withdraw(self, ledger_name: str) -> None:
+        """Remove a ledger entry, so that its block counts as missing and is computed anew; the caller holds the lock."""
+        path = self.path / ledger_name
+        with storage_errors(self.path):
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        self._entries = {split: self._read_ledger(split) for split in self.splits}
+
     def size_bytes(self) -> int:
         """Size of all committed shards."""
         entries = [entry for split in self.splits for entry in self._entries[split].values()]

@@ -52,5 +52,7 @@ class LedgerEntry:
         records = [ClipRecord(**clip) for clip in values["clips"]]
         for record in records:
             Outcome(record.outcome)
+        for shard in values["shards"].values():
+            int(shard["bytes"]), str(shard["sha256"])
         start, stop = values["rows"]
         return cls((start, stop), values["shards"], records, values["about"])

@@ -3,10 +3,12 @@
 Knows nothing of where it runs or of who watches: the engines drive it.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -191,10 +193,25 @@ class BlockExtractor:
         return {
             "decode_sec": round(spent.decode, 3),
             "encode_sec": round(spent.encode, 3),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "torch_threads": torch.get_num_threads(),
             "versions": library_versions(),
-        }
+        } | machine(device)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What arithmetic may differ by: the GPU, or the processor and the instructions that torch uses of it."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    return {"device": "cpu", "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def _processor() -> str:
+    """The processor's own name, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def commit(cache: FeatureCache, computed: ComputedBlock) -> None:
