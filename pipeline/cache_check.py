@@ -322,7 +322,7 @@ def _number_problems(features: npt.NDArray[np.float16], records: Sequence[ClipRe
         (~usable & ~zero & ~endless, "has features for a clip without"),
     )
     return [
-        f"{problem}: {_some([f'{records[row].clip_id} ({records[row].outcome})' for row in np.flatnonzero(rows)])}"
+        f"{problem}: {_some([f'{records[row].clip_id} ({records[row].outcome})' for row in np.flatnonzero(rows).tolist()])}"
         for rows, problem in cases
         if rows.any()
     ]
