@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage1_extract.verify import VerifyReport
     from vivit.stage2_temporal.evaluation import Evaluation
@@ -41,7 +42,8 @@ Workdir = Annotated[
 Cache = Annotated[
     str | None,
     typer.Option(
-        help="Feature cache: a path with a /, or a name below WORKDIR/caches.", rich_help_panel=_DATA
+        help="Feature cache: a path with a /, a URL (s3://, gs://), or a name below WORKDIR/caches.",
+        rich_help_panel=_DATA,
     ),
 ]
 Run = Annotated[
@@ -60,9 +62,11 @@ Dataset = Annotated[
     str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
 ]
 ManifestFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--manifest", help="Manifest (.parquet or .csv) instead of a data set.", rich_help_panel=_DATA
+        "--manifest",
+        help="Manifest (.parquet or .csv; a file or URL) instead of a data set.",
+        rich_help_panel=_DATA,
     ),
 ]
 Stride = Annotated[
@@ -97,7 +101,7 @@ Flip = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="pretrained (timm's), random, or a file: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
+        help="pretrained (timm's), random, or a file or URL: .safetensors, .pth, .npz. [dim]Default: pretrained.[/]",
         rich_help_panel=_ENCODER,
     ),
 ]
@@ -222,6 +226,7 @@ AllowPartial = Annotated[
         "--allow-partial", help="Use what is there of an incomplete cache.", rich_help_panel=_RUNNING
     ),
 ]
+AnyPath = TypeVar("AnyPath", bound="Location")
 _DEFAULT_WORKDIR = Path("vivit-work")
 _MOST_LINES = 20
 """Lines of a long list that are printed."""
@@ -445,7 +450,7 @@ def pretrain(
         ),
     )  # fmt: skip
     config = PretrainConfig(
-        manifest=manifest or workspace.manifests / f"{clips.dataset}.parquet",
+        manifest=_manifest_of(clips, manifest, workspace),
         data_root=root,
         run=workspace.runs,
         views=views,
@@ -672,7 +677,7 @@ def extract(
     )  # fmt: skip
     name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
     config = ExtractConfig(
-        cache=_below(Workspace(workdir).caches, name, ".zarr"),
+        cache=_cache_at(name, Workspace(workdir)),
         data_root=root,
         views=views,
         **_given(
@@ -1018,7 +1023,7 @@ def predict(
 
 def _clips(
     dataset: str | None,
-    manifest: Path | None,
+    manifest: str | None,
     data_root: Path | None,
     annotations: Path | None,
     workspace: Any,
@@ -1027,21 +1032,33 @@ def _clips(
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
         raise ConfigError("pass either --dataset NAME (ek100, folder) or --manifest FILE")
     if manifest is not None:
-        return Manifest.read(manifest), data_root or manifest.resolve().parent
+        file = location(manifest)
+        if data_root is None and not isinstance(file, Path):
+            raise ConfigError(f"where are the videos of {file}? pass their folder with --data-root")
+        return Manifest.read(file), data_root or Path(manifest).resolve().parent
     assert dataset is not None
     clips, root = read_dataset(dataset, data_root, annotations)
     clips.write(workspace.manifests / f"{clips.dataset}.parquet")
     return clips, root
 
 
+def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Location":
+    """The file that `_clips` read or wrote."""
+    from vivit.pipeline.storage import location
+
+    return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
+
+
 def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
     """The manifest that a run of `pretrain` was trained on, and the folder of its videos."""
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.storage import location
     from vivit.stage2_temporal.run_folder import RunFolder
 
     if not run.is_dir():
@@ -1049,7 +1066,7 @@ def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
             f"{run} is a model file: pass the videos with --dataset or --manifest, or a --cache"
         )
     about = RunFolder(run).read_config()
-    path = _say("manifest of the run", Path(about["manifest"]))
+    path = _say("manifest of the run", location(about["manifest"]))
     return Manifest.read(path), data_root or Path(about["data_root"])
 
 
@@ -1109,10 +1126,11 @@ def _best(metrics: dict[str, Any]) -> str:
 def _trained(run: str | None, workspace: Any, *, quiet: bool = False) -> Path:
     """The run folder or model file that was asked for; the newest run where none was."""
     if run is None:
-        return workspace.newest_run() if quiet else _say("newest run", workspace.newest_run())
-    path = Path(run)
+        newest: Path = workspace.newest_run()
+        return newest if quiet else _say("newest run", newest)
+    path = _below(workspace.runs, run, "") if Path(run).suffix != ".safetensors" else _on_this_machine(run)
     if path.suffix != ".safetensors":
-        return _below(workspace.runs, run, "")
+        return path
     # the weights in a run's folder stand for the run
     return (
         path.parent if path.name == "model.safetensors" and (path.parent / "config.json").is_file() else path
@@ -1137,17 +1155,33 @@ def _given(**options: Any) -> dict[str, Any]:
 def _below(folder: Path, name: str, suffix: str) -> Path:
     """`name` below `folder`, unless it is a path: one with a separator."""
     if os.sep in name:
-        return Path(name)
+        return _on_this_machine(name)
     return folder / (name if name.endswith(suffix) else name + suffix)
 
 
-def _cache_path(cache: str | None, workspace: Any) -> Path:
-    return (
-        _below(workspace.caches, cache, ".zarr") if cache else _say("newest cache", workspace.newest_cache())
-    )
+def _on_this_machine(name: str) -> Path:
+    """A path; ConfigError for a URL, where only files and folders of this machine will do."""
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.storage import location
+
+    path = location(name)
+    if not isinstance(path, Path):
+        raise ConfigError(f"{path} is a URL, and a run must be on this machine: copy it, or pass a path")
+    return path
 
 
-def _say(what: str, path: Path) -> Path:
+def _cache_at(cache: str, workspace: Any) -> "Location":
+    """Where the cache is that was asked for by name, path or URL."""
+    from vivit.pipeline.storage import is_url, location
+
+    return location(cache) if is_url(cache) else _below(workspace.caches, cache, ".zarr")
+
+
+def _cache_path(cache: str | None, workspace: Any) -> "Location":
+    return _cache_at(cache, workspace) if cache else _say("newest cache", workspace.newest_cache())
+
+
+def _say(what: str, path: AnyPath) -> AnyPath:
     print(f"{what}: {path}")
     return path
 

@@ -7,6 +7,7 @@ from typing import Any
 from vivit.end_to_end.image_init import INFLATIONS
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, ORDERS, VIDEO_MODELS
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.config import TemporalOptions
@@ -32,7 +33,7 @@ _NOT_IN_IDENTITY = (
 class PretrainConfig(TemporalOptions, Optimisation):
     """How a whole video model is trained on videos: the paper's warm-up on few frames, and its baselines."""
 
-    manifest: Path
+    manifest: Location
     """Manifest of the clips."""
     data_root: Path
     """Folder that the manifest's video paths start from."""

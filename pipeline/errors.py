@@ -47,7 +47,7 @@ class CheckpointError(VivitError):
 
 
 class StorageError(VivitError):
-    """The file system refused a write: full, read-only or no permission."""
+    """A file system or object store refused a read or write: full, read-only, no permission, out of reach."""
 
 
 class BlockError(VivitError):

@@ -3,41 +3,37 @@
 `docs/cache-format.md` describes what lies on disk.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from vivit.pipeline.cache_settings import CacheSettings
+from vivit.pipeline.cache_store import Shards, cache_store, ledger_name
 from vivit.pipeline.errors import CacheError, IncompleteCacheError, StaleCacheError
-from vivit.pipeline.folder_lock import folder_lock, part_lock
 from vivit.pipeline.ledger import ClipRecord, LedgerEntry
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.shard_reader import ShardReader, aligned_empty
-from vivit.pipeline.workspace import storage_errors, sync_folder, write_atomically
+from vivit.pipeline.shard_reader import aligned_empty, shard_reader
+from vivit.pipeline.storage import Location
+from vivit.pipeline.workspace import storage_errors
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "weights_file"
 """Name under which a cache records the path of the file that its encoder's weights came from."""
-_SYNC_THREADS = 4
 _MANIFEST = "manifest.parquet"
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
 
@@ -45,12 +41,13 @@ _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
 class FeatureCache:
     """Features of all splits, float16 [clip, view, time, dim], and the record of what is in them."""
 
-    def __init__(self, path: Path, settings: CacheSettings, manifest: Manifest) -> None:
+    def __init__(self, path: Location, settings: CacheSettings, manifest: Manifest) -> None:
         """Use `create`, `open` or `create_or_open`."""
         self.path, self.settings, self.manifest = path, settings, manifest
+        self._files = cache_store(path)
         self._entries = {split: self._read_ledger(split) for split in manifest.splits}
         self._readers = {
-            split: ShardReader(
+            split: shard_reader(
                 path / split / "features", block_size=settings.block_size, codec=settings.codec
             )
             for split in manifest.splits
@@ -61,46 +58,32 @@ class FeatureCache:
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Location,
         manifest: Manifest,
         settings: CacheSettings,
         *,
         made_with: Mapping[str, str] | None = None,
     ) -> Self:
-        """Make an empty cache: under another name first, so that it appears whole or not at all.
+        """Make an empty cache, which appears whole or not at all.
 
         `made_with` is recorded beside the versions of libraries, and never compared.
         """
         if not path.name:
             raise CacheError(f"{path} is no name for a cache: pass --cache NAME")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise CacheError(f"{path} exists and is not a feature cache: choose another --cache")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with storage_errors(path), _removed_on_failure(partial):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            about = {
-                "format_version": FORMAT_VERSION,
-                "settings": settings.to_dict(),
-                "made_with": library_versions() | dict(made_with or {}),
-            }
-            group = zarr.create_group(partial, zarr_format=3, attributes={"vivit": about})
-            for split in manifest.splits:
-                _create_array(group, split, len(manifest.of_split(split)), settings)
-            manifest.write(partial / _MANIFEST)
-            try:
-                partial.rename(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                raise CacheError(
-                    f"{path} was made by another process just now: run the same command again"
-                ) from error
+        about = {
+            "format_version": FORMAT_VERSION,
+            "settings": settings.to_dict(),
+            "made_with": library_versions() | dict(made_with or {}),
+        }
+        documents = _documents(manifest, settings, about)
+        with storage_errors(path):
+            cache_store(path).make(documents | {_MANIFEST: manifest.to_parquet()})
         return cls(path, settings, manifest)
 
     @classmethod
     def create_or_open(
         cls,
-        path: Path,
+        path: Location,
         manifest: Manifest,
         settings: CacheSettings,
         *,
@@ -133,7 +116,7 @@ class FeatureCache:
         return True
 
     @classmethod
-    def open(cls, path: Path, *, allow_partial: bool = False) -> Self:
+    def open(cls, path: Location, *, allow_partial: bool = False) -> Self:
         """Open for reading; IncompleteCacheError where blocks are missing, unless `allow_partial`."""
         about = _read_attributes(path)
         manifest_path = path / _MANIFEST
@@ -157,14 +140,9 @@ class FeatureCache:
     def lock(self, part: tuple[int, int] | None = None) -> Iterator[None]:
         """Hold the cache, or part i of n of it, for writing; CacheError where another process does.
 
-        A killed process holds nothing.
+        A killed process holds nothing, or in an object store for a minute at most.
         """
-        remedy = "wait for it, or choose another --cache"
-        with (
-            folder_lock(self.path, CacheError, remedy)
-            if part is None
-            else part_lock(self.path, part, CacheError, remedy)
-        ):
+        with self._files.lock(part):
             yield
 
     # --- what is in it ---
@@ -205,7 +183,15 @@ class FeatureCache:
 
     def missing_blocks(self, split: str) -> list[int]:
         """Blocks that are not in the ledger, or whose shards are not there in full size."""
-        return [block for block in range(self.num_blocks(split)) if not self._is_whole(split, block)]
+        entries = self._entries[split]
+        wanted = {name: shard["bytes"] for entry in entries.values() for name, shard in entry.shards.items()}
+        sizes = self._files.sizes(split, wanted)
+        whole = {
+            block
+            for block, entry in entries.items()
+            if all(sizes.get(name) == shard["bytes"] for name, shard in entry.shards.items())
+        }
+        return [block for block in range(self.num_blocks(split)) if block not in whole]
 
     def missing(self) -> str:
         """What is missing, in words; empty for a complete cache."""
@@ -302,62 +288,47 @@ class FeatureCache:
             )
         if not np.isfinite(features).all():
             raise ValueError(f"block {block} of {split} has values that are not finite")
-        ledger = self._ledger(split) / f"{block:06d}.json"
+        name = ledger_name(split, block)
         with storage_errors(self.path):
             self._entries[split].pop(block, None)
-            _clear(ledger.parent, f".{ledger.name}.*.partial")
-            if ledger.exists():
-                # A block that is written anew must not count while it is half old and half new.
-                ledger.unlink()
-                sync_folder(ledger.parent)
+            # A block that is written anew must not count while it is half old and half new.
+            self._files.discard(name)
             shards = self._write_shards(split, block, features)
             entry = LedgerEntry((start, stop), shards, list(records), dict(about or {}))
-            write_atomically(ledger, entry.to_json(split, block))
+            self._files.check_held()
+            self._files.write(name, entry.to_json(split, block))
         self._entries[split][block] = entry
 
-    def _write_shards(
-        self, split: str, block: int, features: npt.NDArray[np.float16]
-    ) -> dict[str, dict[str, Any]]:
-        array = self._array(split)
-        start, stop = self.rows(split, block)
-        shards = {}
-        for view in range(features.shape[1]):
-            path = self._shard_path(split, block, view)
-            _clear(path.parent, "*")  # a killed run's: zarr would merge with a shard, and keep its partials
-            array[start:stop, view] = features[:, view]
-        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            synced = pool.map(
-                lambda view: _synced(self._shard_path(split, block, view)), range(features.shape[1])
-            )
-            for view, shard in enumerate(synced):
-                shards[self._shard_path(split, block, view).relative_to(self.path).as_posix()] = shard
+    def _write_shards(self, split: str, block: int, features: npt.NDArray[np.float16]) -> Shards:
+        rows = slice(*self.rows(split, block))
+        shards = self._files.write_shards(split, block, rows, features, self._array_documents[split])
         self._readers[split].forget(block)
         return shards
 
-    def _array(self, split: str) -> zarr.Array:  # type: ignore[type-arg]
-        array = zarr.open_array(self.path / split / "features", mode="r+")
-        return array.with_config({"write_empty_chunks": True})
-
-    def _shard_path(self, split: str, block: int, view: int) -> Path:
-        return self.path / split / "features" / "c" / str(block) / str(view) / "0" / "0"
-
-    def _ledger(self, split: str) -> Path:
-        return self.path / "ledger" / split
+    @cached_property
+    def _array_documents(self) -> dict[str, bytes]:
+        """The zarr.json of the array of each split."""
+        documents = _documents(self.manifest, self.settings, {})
+        return {split: documents[f"{split}/features/zarr.json"] for split in self.splits}
 
     def _read_ledger(self, split: str) -> dict[int, LedgerEntry]:
         entries = {}
-        for path in sorted(self._ledger(split).glob("[0-9]*.json")):
+        for block, data in self._files.ledger(split).items():
             try:
-                entries[int(path.stem)] = LedgerEntry.from_json(path.read_bytes())
+                entries[block] = LedgerEntry.from_json(data)
             except (ValueError, KeyError, TypeError) as error:
-                logger.warning("%s is damaged (%s): its block counts as missing", path, error)
+                name = self.path / ledger_name(split, block)
+                logger.warning("%s is damaged (%s): its block counts as missing", name, error)
         return entries
 
-    def _is_whole(self, split: str, block: int) -> bool:
-        entry = self._entries[split].get(block)
-        return entry is not None and all(
-            _size(self.path / name) == shard["bytes"] for name, shard in entry.shards.items()
-        )
+
+def _documents(manifest: Manifest, settings: CacheSettings, about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The zarr.json of the group, with `about` in its attributes, and of all below it, by their names."""
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes={"vivit": dict(about)})
+    for split in manifest.splits:
+        _create_array(group, split, len(manifest.of_split(split)), settings)
+    return {name: data.to_bytes() for name, data in files.items()}
 
 
 def _create_array(group: zarr.Group, split: str, clips: int, settings: CacheSettings) -> None:
@@ -380,54 +351,28 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
 
 
-@contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _parse_settings(path: Path, values: Mapping[str, Any]) -> CacheSettings:
+def _parse_settings(path: Location, values: Mapping[str, Any]) -> CacheSettings:
     try:
         return CacheSettings.from_dict(values)
     except TypeError as error:
         raise CacheError(f"{path} was made by another version of vivit ({error}): extract again") from None
 
 
-def _read_attributes(path: Path) -> dict[str, Any]:
-    if not (path / "zarr.json").is_file():
-        raise CacheError(f"{path} is not a feature cache: it has no zarr.json")
+def _read_attributes(path: Location) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]["vivit"]
+        data = (path / "zarr.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(f"{path} is not a feature cache: it has no zarr.json") from None
+    except OSError as error:
+        raise CacheError(f"{path}/zarr.json cannot be read: {error}") from None
+    try:
+        about: dict[str, Any] = json.loads(data)["attributes"]["vivit"]
         found = about["format_version"]
         known = {f.name for f in fields(CacheSettings)}
         if found == FORMAT_VERSION and set(about["settings"]) == known:
             return about
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise CacheError(f"{path}/zarr.json does not describe a feature cache of vivit") from None
     raise CacheError(
         f"{path} has format version {found}; this vivit reads version {FORMAT_VERSION}: extract again"
     )
-
-
-def _synced(path: Path) -> dict[str, Any]:
-    """Size and digest of a shard that is on the disk now, its name included."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    sync_folder(path.parent)
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _clear(folder: Path, pattern: str) -> None:
-    for leftover in folder.glob(pattern):
-        leftover.unlink()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

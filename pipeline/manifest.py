@@ -18,6 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.errors import DataError
+from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.workspace import storage_errors, write_atomically
 
 SPLITS = ("train", "validation", "test")
@@ -132,15 +133,19 @@ class Manifest:
         about = {"dataset": self.dataset, "heads": self.heads, "sources": self.sources}
         return pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about).encode()})
 
-    def write(self, path: Path) -> None:
-        """Write Parquet, whole or not at all."""
+    def to_parquet(self) -> bytes:
+        """The manifest as a Parquet file."""
         parquet = io.BytesIO()
         pa_parquet.write_table(self.to_table(), parquet)
+        return parquet.getvalue()
+
+    def write(self, path: Location) -> None:
+        """Write Parquet, whole or not at all."""
         with storage_errors(path):
-            write_atomically(path, parquet.getvalue())
+            write_atomically(path, self.to_parquet())
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: Location) -> "Manifest":
         """Read a manifest from Parquet, or from CSV with the same columns.
 
         A CSV has no room for class names: a `label/<head>` column may hold class names instead of ids; the names
@@ -149,7 +154,8 @@ class Manifest:
         if not path.is_file():
             raise DataError(f"{path} does not exist: pass the path of a manifest (.parquet or .csv)")
         try:
-            table = _read_csv(path) if path.suffix.lower() == ".csv" else pa_parquet.read_table(path)
+            file = io.BytesIO(path.read_bytes()) if isinstance(path, Url) else path
+            table = _read_csv(file, path) if path.suffix.lower() == ".csv" else pa_parquet.read_table(file)
             return cls.from_table(table, name=path.name, default_dataset=path.stem)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
@@ -190,11 +196,11 @@ class Manifest:
         return cls(about.get("dataset", default_dataset), clips, heads=heads, sources=about.get("sources"))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    """The table of a CSV; only an empty field is null, so that a class may be called NA or nan."""
+def _read_csv(file: Path | io.BytesIO, path: Location) -> pa.Table:
+    """The table of a CSV, `path` for messages; only an empty field is null, so that a class may be called NA or nan."""
     text = {column: pa.string() for column in ("clip_id", "split", "video")}
     options = pa_csv.ConvertOptions(column_types=text, strings_can_be_null=True, null_values=[""])
-    table = pa_csv.read_csv(path, convert_options=options)
+    table = pa_csv.read_csv(file, convert_options=options)
     binary = [field.name for field in table.schema if pa.types.is_binary(field.type)]
     if binary:
         raise DataError(f"{path} is not UTF-8 text (column {binary[0]}): save it as UTF-8")

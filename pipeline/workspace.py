@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vivit.pipeline.errors import CacheError, CheckpointError, ConfigError, StorageError
+from vivit.pipeline.storage import Location, Url
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,13 @@ class Workspace:
     """`manifests/`, `caches/` and `runs/` below one root."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        if re.match(r"\w{2,}:/", str(self.root)):  # Path makes one slash of a URL's two
+            raise ConfigError(
+                f"the work folder must be on this machine, not at a URL ({self.root}): manifests and caches may be given "
+                "by URL one by one, with --manifest and --cache"
+            )
 
     @property
     def manifests(self) -> Path:
@@ -65,7 +73,7 @@ def _by_age(folder: Path, mark: str, *others: str) -> list[Path]:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Location) -> Iterator[None]:
     """Turn what the file system refuses into one sentence with the remedy."""
     import errno
 
@@ -87,8 +95,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(reasons[error.errno]) from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Location, data: bytes) -> None:
     """Write `path` so that a reader sees all of it or nothing, also after a power cut."""
+    if isinstance(path, Url):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 
 
@@ -14,8 +15,8 @@ from vivit.pipeline.views import ViewSpec
 class ExtractConfig:
     """What to extract, and how to go about it."""
 
-    cache: Path
-    """Folder of the feature cache, `<name>.zarr`."""
+    cache: Location
+    """Folder or URL of the feature cache, `<name>.zarr`."""
     data_root: Path
     """Folder that the manifest's video paths start from."""
     backbone: str = "vit_b16"

@@ -18,6 +18,7 @@ from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.blocks import BlockExtractor, Work, create_encoder, missing_work, torch_threads
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
@@ -34,7 +35,7 @@ Engine = Callable[[Sequence[Work], Tally], None]
 class ExtractSummary:
     """What a run did, and what the cache holds after it."""
 
-    cache: Path
+    cache: Location
     clips: dict[str, int]
     """Clips per split."""
     outcomes: Counter[str]

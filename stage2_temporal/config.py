@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.optimisation import Optimisation
 from vivit.stage2_temporal.time_sampling import FRAME_SAMPLINGS
@@ -109,7 +110,7 @@ class TemporalOptions:
 class TrainConfig(TemporalOptions, Optimisation):
     """How the temporal half is trained on a feature cache."""
 
-    cache: Path
+    cache: Location
     """Feature cache to train on."""
     run: Path
     """Run folder to write, or to go on with."""

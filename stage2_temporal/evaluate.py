@@ -16,6 +16,7 @@ from vivit.pipeline.checkpoint import FACTORISED_ENCODER, Checkpoint
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.storage import Location
 from vivit.pipeline.workspace import nearest, storage_errors, write_atomically
 from vivit.stage2_temporal.evaluation import Evaluation, Labels, Logits, coverage_of, scores_of
 from vivit.stage2_temporal.loader import Features, Rows
@@ -48,7 +49,7 @@ class EvaluateConfig:
 
     run: Path
     """Run folder whose weights are used, or a model file."""
-    cache: Path
+    cache: Location
     """Feature cache with the split."""
     split: str = "validation"
     """Split to evaluate."""
@@ -232,7 +233,7 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_classes(
-    trained: Mapping[str, list[str] | int], found: Mapping[str, list[str]], *, run: Path, other: Path
+    trained: Mapping[str, list[str] | int], found: Mapping[str, list[str]], *, run: Path, other: Location
 ) -> None:
     """CheckpointError where the classes of `other` (a cache or manifest) are not those that a run was trained on.
 

@@ -25,6 +25,7 @@ from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.folder_lock import folder_lock
+from vivit.pipeline.storage import Location, location
 from vivit.pipeline.tensor_file import read_tensors, write_tensors
 from vivit.pipeline.workspace import storage_errors, write_atomically
 from vivit.stage2_temporal.config import TrainConfig
@@ -93,12 +94,12 @@ def _labels_digest(cache: FeatureCache, config: TrainConfig) -> str:
     return digest.hexdigest()
 
 
-def cache_of(run: Path) -> Path:
+def cache_of(run: Path) -> Location:
     """The cache that a run was trained on; CheckpointError where it is gone, or was none."""
     config = RunFolder(run).read_config()
     if "cache" not in config:
         raise CheckpointError(f"{run} was trained on videos, not on a cache: pass --cache")
-    path = Path(config["cache"]["path"])
+    path = location(config["cache"]["path"])
     if not path.exists():
         raise CheckpointError(f"the cache that {run} was trained on, {path}, is not there: pass --cache")
     return path
