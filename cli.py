@@ -540,6 +540,7 @@ def import_weights(
 @app.command(
     epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
     "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
+    "vivit extract --dataset ek100 --backbone vit_l16 --views +4   [dim]# 4 more training views, later[/]\n\n"
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
     "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
     "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
@@ -577,6 +578,15 @@ def extract(
     train_views: Annotated[
         int | None,
         typer.Option(help="Random views per training clip. [dim]Default: 1.[/]", rich_help_panel=_VIEWS),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="+N",
+            help="Append views to a cache that exists: its training clips then have --train-views and N more. "
+            "The old ones stay as they are, and count alone until all new ones are there.",
+            rich_help_panel=_VIEWS,
+        ),
     ] = None,
     test_clips: Annotated[
         int | None,
@@ -671,7 +681,7 @@ def extract(
 
     clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
     backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
-    views = _views(
+    spec = _views(
         clips.dataset, backbone, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
         scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
     )  # fmt: skip
@@ -679,7 +689,8 @@ def extract(
     config = ExtractConfig(
         cache=_cache_at(name, Workspace(workdir)),
         data_root=root,
-        views=views,
+        views=spec,
+        more_views=_more(views),
         **_given(
             backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
             block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
@@ -1104,6 +1115,22 @@ def _part(text: str | None) -> tuple[int, int] | None:
     except ValueError:
         raise ConfigError(f"--part {text!r} is not of the form 2/8") from None
     return index, count
+
+
+def _more(text: str | None) -> int:
+    """`+4` as 4; ConfigError where it is no such number."""
+    import re
+
+    from vivit.pipeline.errors import ConfigError
+
+    if text is None:
+        return 0
+    if not re.fullmatch(r"\+[1-9][0-9]{0,3}", text):
+        raise ConfigError(
+            f"--views {text!r} is not of the form +4: it appends that many views to a cache that exists; "
+            "a new one gets --train-views"
+        )
+    return int(text)
 
 
 def _counts(text: str | None) -> dict[str, int] | None:

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
+from vivit.pipeline.cache_store import ledger_name, shard_name
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord, LedgerEntry
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.storage import Location, Url
 
 _MAX_CLIPS_NAMED = 3
 _INDEX_ENTRY_BYTES, _CRC_BYTES = 16, 4
@@ -102,10 +104,11 @@ class CacheCheck:
 
 @dataclass(frozen=True)
 class _Block:
-    """A committed block."""
+    """Some views of a block, which are committed."""
 
     split: str
     block: int
+    views: range
     entry: LedgerEntry
     ledger: str
 
@@ -139,9 +142,10 @@ def check_cache(cache: FeatureCache, *, threads: int = 0, is_shown: bool = True)
     for split, count in check.splits.items():
         check.add(_array_findings(cache, split))
         for block in _committed(cache, split, count):
-            count.without_features += sum(not record.usable for record in block.entry.records)
+            if block.views.start == 0:
+                count.without_features += sum(not record.usable for record in block.entry.records)
             check.add(_entry_findings(cache, block))
-            shards += _listed_shards(cache, block)
+            shards += _listed_shards(block)
     _check_shards(cache, shards, check, threads or default_threads(), is_shown)
     _check_strays(cache, check)
     check.seconds = time.monotonic() - started
@@ -154,15 +158,17 @@ def default_threads() -> int:
 
 
 def _committed(cache: FeatureCache, split: str, count: SplitCount) -> Iterator[_Block]:
-    """The committed blocks of a split; the others are counted."""
-    for block in range(cache.num_blocks(split)):
-        entry = cache.entries(split).get(block)
-        if entry is not None:
-            yield _Block(split, block, entry, cache.ledger_name(split, block))
-            continue
-        start, stop = cache.rows(split, block)
-        count.missing_blocks += 1
-        count.missing_clips += stop - start
+    """What is committed of a split; the blocks that lack views are counted."""
+    missing = set()
+    for views in cache.view_ranges(split):
+        entries = cache.entries(split, views)
+        for block in range(cache.num_blocks(split)):
+            if block in entries:
+                yield _Block(split, block, views, entries[block], ledger_name(split, block, views))
+            else:
+                missing.add(block)
+    count.missing_blocks = len(missing)
+    count.missing_clips = sum(stop - start for start, stop in (cache.rows(split, block) for block in missing))
 
 
 # --- metadata and ledger ---
@@ -171,19 +177,19 @@ def _committed(cache: FeatureCache, split: str, count: SplitCount) -> Iterator[_
 def _array_findings(cache: FeatureCache, split: str) -> list[Finding]:
     """What is wrong with the description that other Zarr readers go by."""
     name = f"{split}/features/zarr.json"
-    shape = list(cache.shape(split))
+    clips, _, times, dim = cache.shape(split)
+    chunks = {"chunk_shape": [cache.settings.block_size, 1, times, dim]}
+    # Views that are all there may be published in the array, and not yet in the group.
+    shapes = [[clips, views.stop, times, dim] for views in cache.view_ranges(split)]
     wanted = {
-        "node_type": "array",
-        "data_type": cache.settings.dtype,
-        "shape": shape,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [cache.settings.block_size, 1, *shape[2:]]},
-        },
+        "node_type": ["array"],
+        "data_type": [cache.settings.dtype],
+        "shape": [shape for shape in shapes if shape[1] >= cache.shape(split)[1]],
+        "chunk_grid": [{"name": "regular", "configuration": chunks}],
     }
     try:
         found: dict[str, Any] = json.loads((cache.path / name).read_bytes())
-        wrong = [key for key, value in wanted.items() if found.get(key) != value]
+        wrong = [key for key, values in wanted.items() if found.get(key) not in values]
         problem = f"does not describe the features (wrong: {', '.join(wrong)})" if wrong else ""
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
@@ -202,7 +208,7 @@ def _entry_findings(cache: FeatureCache, block: _Block) -> list[Finding]:
     clips = cache.manifest.of_split(block.split)[start:stop]
     if problem := _ids_problem(clips, entry.records):
         problems.append(problem)
-    wanted = {cache.shard_name(block.split, block.block, view) for view in range(cache.shape(block.split)[1])}
+    wanted = {shard_name(block.split, block.block, view) for view in block.views}
     if missing := sorted(wanted - set(entry.shards)):
         problems.append(f"does not list {_some(missing)}")
     if foreign := sorted(set(entry.shards) - wanted):
@@ -220,9 +226,9 @@ def _ids_problem(clips: Sequence[Clip], records: Sequence[ClipRecord]) -> str:
     return f"has other clips than the manifest: {_some(differ)}" if differ else ""
 
 
-def _listed_shards(cache: FeatureCache, block: _Block) -> Iterator[_Shard]:
-    for view in range(cache.shape(block.split)[1]):
-        name = cache.shard_name(block.split, block.block, view)
+def _listed_shards(block: _Block) -> Iterator[_Shard]:
+    for view in block.views:
+        name = shard_name(block.split, block.block, view)
         if name in block.entry.shards:
             yield _Shard(block, view, name)
 
@@ -333,16 +339,16 @@ def _number_problems(features: npt.NDArray[np.float16], records: Sequence[ClipRe
 
 def _check_strays(cache: FeatureCache, check: CacheCheck) -> None:
     """Files that no committed block knows: a ledger entry among them is wrong, the rest harmless."""
-    known = {"zarr.json", "manifest.parquet"}
+    known = {"zarr.json", "manifest.parquet", "outcomes.parquet"}
     for split in cache.splits:
         known |= {f"{split}/zarr.json", f"{split}/features/zarr.json"}
-        for block, entry in cache.entries(split).items():
-            if block < cache.num_blocks(split):
-                known |= {cache.ledger_name(split, block), *entry.shards}
+        for views in cache.view_ranges(split):
+            for block, entry in cache.entries(split, views).items():
+                known |= {ledger_name(split, block, views), *entry.shards}
     for name in sorted(set(_files_below(cache.path)) - known):
         folder, _, file = name.rpartition("/")
         parts = folder.split("/")
-        if not folder and file.startswith((".lock", ".run")):
+        if not folder and file.startswith((".lock", ".run", ".making")):
             continue
         if file.startswith(".") and file.endswith(".partial"):
             check.leftovers.append(f"{name}: half of a write that was interrupted")
@@ -355,19 +361,19 @@ def _check_strays(cache: FeatureCache, check: CacheCheck) -> None:
 
 
 def _stray_entry(cache: FeatureCache, split: str, name: str) -> Finding:
-    number = Path(name).stem
-    block = int(number) if number.isdecimal() else None
-    known = block is not None and block < cache.num_blocks(split)
-    problem = (
-        "cannot be parsed: its block counts as missing"
-        if known
-        else f"is of no block: {split} has {cache.num_blocks(split)}"
-    )
-    return Finding(split=split, block=block if known else None, path=name, problem=problem, ledger=name)
+    ranges, blocks = cache.view_ranges(split), range(cache.num_blocks(split))
+    block = next((b for b in blocks for views in ranges if name == ledger_name(split, b, views)), None)
+    problem = f"is of no block: {split} has {len(blocks)}"
+    if block is not None:
+        problem = "cannot be parsed: its block counts as missing"
+    return Finding(split=split, block=block, path=name, problem=problem, ledger=name)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
+def _files_below(folder: Location) -> Iterator[str]:
     """Paths of all files, from `folder` on."""
+    if isinstance(folder, Url):
+        yield from folder.sizes_below()
+        return
     for parent, _, files in os.walk(folder):
         yield from ((Path(parent) / file).relative_to(folder).as_posix() for file in files)
 

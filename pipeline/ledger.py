@@ -33,11 +33,12 @@ class LedgerEntry:
     records: list[ClipRecord]
     about: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self, split: str, block: int) -> bytes:
+    def to_json(self, split: str, block: int, views: range) -> bytes:
         """The content of the file; `from_json` gives an equal entry back."""
         values = {
             "split": split,
             "block": block,
+            "views": [views.start, views.stop],
             "rows": list(self.rows),
             "shards": self.shards,
             "clips": [asdict(record) for record in self.records],

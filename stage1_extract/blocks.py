@@ -19,7 +19,14 @@ from vivit.pipeline.feature_cache import FeatureCache, library_versions
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
-from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
+from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract.clip_reader import (
+    ClipCrops,
+    ClipViews,
+    CropSettings,
+    CropStream,
+    default_decode_threads,
+)
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
 
@@ -61,34 +68,50 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Work:
-    """One block to compute, and the rows of the split that have to be read for it."""
+    """Some views of one block to compute, and the rows of the split that have to be read for it."""
 
     split: str
     block: int
     rows: tuple[int, ...]
+    views: range
+    """Numbers of the views, which are committed together."""
     is_retry: bool = False
     """Whether the block is committed, and only its clips without features are tried again."""
+
+    def shape(self, cache: FeatureCache) -> tuple[int, int, int, int]:
+        """(row, view, time, dim) of its features."""
+        _, _, times, dim = cache.shape(self.split)
+        return len(self.rows), len(self.views), times, dim
 
 
 def missing_work(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
     """The blocks that are not committed, in order; with `retry_failed` also those with clips without features.
 
-    `part` (i, n) leaves every n-th block, from the i-th on.
+    `part` (i, n) leaves every n-th block, from the i-th on, with all its views. A clip without features in the first views
+    is not read for appended ones.
     """
-    number = 0
+    before = 0
     for split in cache.splits:
-        missing = set(cache.missing_blocks(split))
-        records = cache.records(split)
-        for block in range(cache.num_blocks(split)):
-            number += 1
-            if part is not None and number % part[1] != part[0] % part[1]:
-                continue
-            rows = range(*cache.rows(split, block))
-            failed = tuple(row for row in rows if (r := records[row]) is not None and not r.usable)
-            if block in missing:
-                yield Work(split, block, tuple(rows))
-            elif failed and retry_failed:
-                yield Work(split, block, failed, is_retry=True)
+        blocks = range(cache.num_blocks(split))
+        mine = [
+            block for block in blocks if part is None or (before + block + 1) % part[1] == part[0] % part[1]
+        ]
+        before += len(blocks)
+        first = cache.records(split)
+        for views in cache.view_ranges(split):
+            missing, records = set(cache.missing_blocks(split, views)), cache.records(split, views)
+            for block in mine:
+                rows = range(*cache.rows(split, block))
+                if block in missing:
+                    is_first = views.start == 0
+                    wanted = (row for row in rows if is_first or retry_failed or not _failed(first[row]))
+                    yield Work(split, block, tuple(wanted), views)
+                elif retry_failed and (failed := tuple(row for row in rows if _failed(records[row]))):
+                    yield Work(split, block, failed, views, is_retry=True)
+
+
+def _failed(record: ClipRecord | None) -> bool:
+    return record is not None and not record.usable
 
 
 @dataclass(frozen=True)
@@ -138,14 +161,14 @@ class BlockExtractor:
         self._clips = {split: cache.manifest.of_split(split) for split in cache.splits}
 
     def clips(self, work: Work) -> list[Clip]:
-        """The clips of a work, in the order of its rows."""
-        return [self._clips[work.split][row] for row in work.rows]
+        """The clips of a work, in the order of its rows, with the views that are wanted."""
+        return [ClipViews.of(self._clips[work.split][row], work.views) for row in work.rows]
 
     def stream(self) -> CropStream:
         """Decodes ahead of `compute`, as long as it is entered."""
         config = self._config
         settings = CropSettings(
-            views=config.views,
+            views=self._widest_views(),
             seed=config.seed,
             interpolation=self._encoder.backbone.interpolation,
             timeout_sec=config.clip_timeout_sec,
@@ -153,6 +176,11 @@ class BlockExtractor:
         threads = config.decode_threads or default_decode_threads(self._encoder.device.type)
         budget = config.decode_memory_mb << 20
         return CropStream(config.data_root, settings, threads=threads, budget_bytes=budget)
+
+    def _widest_views(self) -> ViewSpec:
+        """The views, with as many training views as are ever read together: memory for crops is shared out by it."""
+        most = max((len(views) for views in self._cache.view_ranges("train")), default=1)
+        return replace(self._config.views, train_views=most)
 
     def compute(
         self,
@@ -164,7 +192,7 @@ class BlockExtractor:
     ) -> ComputedBlock:
         """Features of the next clips of `crops`, which are those of the work; time is added to `seconds` as it passes."""
         total, before = seconds or Seconds(), replace(seconds or Seconds())
-        vectors = _Vectors(self._encoder, (len(work.rows), *self._cache.shape(work.split)[1:]))
+        vectors = _Vectors(self._encoder, work.shape(self._cache))
         records: list[ClipRecord] = []
         encoded = 0
         for at in range(len(work.rows)):
@@ -217,9 +245,14 @@ def _processor() -> str:
 def commit(cache: FeatureCache, computed: ComputedBlock) -> None:
     """Write a computed block; rows of a committed block that were not tried again stay as they are."""
     work, features, records = computed.work, computed.features, computed.records
-    if work.is_retry:
+    if len(work.rows) < len(range(*cache.rows(work.split, work.block))):
         features, records = _with_the_others(cache, computed)
-    cache.commit(work.split, work.block, features, records, computed.about)
+    cache.commit(work.split, work.block, features, records, computed.about, views=work.views)
+
+
+def without_rows(cache: FeatureCache, work: Work) -> ComputedBlock:
+    """The outcome of a work that has nothing to read."""
+    return ComputedBlock(work, [], Seconds(), 0, np.zeros(work.shape(cache), np.float16), {})
 
 
 def joined(work: Work, parts: Sequence[ComputedBlock]) -> ComputedBlock:
@@ -241,17 +274,20 @@ def joined(work: Work, parts: Sequence[ComputedBlock]) -> ComputedBlock:
 def _with_the_others(
     cache: FeatureCache, computed: ComputedBlock
 ) -> tuple[npt.NDArray[np.float16], list[ClipRecord]]:
-    """Features and records of a whole committed block, some rows of which were computed anew."""
+    """Features and records of a whole block, some rows of which were computed.
+
+    The others are as committed or, of views that are new, those of clips without features in the first views.
+    """
     work = computed.work
     start, stop = cache.rows(work.split, work.block)
-    before = cache.records(work.split)[start:stop]
+    before = cache.records(work.split, work.views if work.is_retry else None)[start:stop]
     records = dict(enumerate(before)) | {
         row - start: record for row, record in zip(work.rows, computed.records, strict=True)
     }
     features = np.zeros((stop - start, *computed.features.shape[1:]), np.float16)
-    features[np.array(work.rows) - start] = computed.features
-    if kept := sorted(set(range(start, stop)) - set(work.rows)):
-        features[np.array(kept) - start] = cache.read(work.split, kept)
+    features[np.array(work.rows, np.int64) - start] = computed.features
+    if work.is_retry and (kept := sorted(set(range(start, stop)) - set(work.rows))):
+        features[np.array(kept) - start] = cache.read(work.split, kept, work.views)
     return features, [record for row in range(stop - start) if (record := records[row]) is not None]
 
 

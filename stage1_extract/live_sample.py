@@ -1,7 +1,7 @@
 """Clips of a cache, decoded and encoded once more, and compared with the features that are stored."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,8 @@ def _compare(
     cache: FeatureCache, encoder: SpatialEncoder, split: str, row: int, item: ClipCrops
 ) -> Comparison:
     """One clip, encoded as its ledger entry says."""
-    about = cache.entries(split)[row // cache.settings.block_size].about
+    block, count = row // cache.settings.block_size, int(cache.usable_views(split)[row])
+    abouts = [cache.entries(split, v)[block].about for v in cache.view_ranges(split) if v.stop <= count]
     stored_record, record = cache.records(split)[row], item.record
     assert stored_record is not None
     made = Comparison(split=split, row=row, clip_id=record.clip_id)
@@ -143,12 +144,12 @@ def _compare(
             f"the video gives {record.num_frames} frames now, the ledger says {stored_record.num_frames}"
         )
         return replace(made, problem=problem)
-    with torch_threads(_threads(about)):
-        now = encoder.encode(item.crops).cpu().numpy().astype(np.float16)
-    stored = cache.read(split, [row])[0]
+    with torch_threads(_threads(abouts[0])):
+        now = encoder.encode(item.crops[:count]).cpu().numpy().astype(np.float16)
+    stored = cache.read(split, [row], range(count))[0]
     made = replace(
         made,
-        must_be_equal=_same_machine(about, encoder),
+        must_be_equal=_same_machine(abouts, encoder),
         is_equal=bool(np.array_equal(now, stored)),
         cosine=_least_cosine(now, stored),
         max_error=float(np.abs(now.astype(np.float32) - stored.astype(np.float32)).max()),
@@ -161,10 +162,13 @@ def _threads(about: Mapping[str, Any]) -> int:
     return int(about.get("torch_threads", 0)) if about.get("device") == "cpu" else 0
 
 
-def _same_machine(about: Mapping[str, Any], encoder: SpatialEncoder) -> bool:
-    """Whether a block was made by the same kind of processor or GPU and the same versions as work here."""
-    here = machine(encoder.device) | {"versions": library_versions()}
-    return all(about.get(name) == value for name, value in here.items())
+def _same_machine(abouts: Sequence[Mapping[str, Any]], encoder: SpatialEncoder) -> bool:
+    """Whether all views of a block were made by the same kind of processor or GPU and the same versions as work here."""
+    here = machine(encoder.device) | {
+        "versions": library_versions(),
+        "torch_threads": abouts[0].get("torch_threads"),
+    }
+    return all(about.get(name) == value for about in abouts for name, value in here.items())
 
 
 def _least_cosine(here: npt.NDArray[np.float16], there: npt.NDArray[np.float16]) -> float:

@@ -387,7 +387,7 @@ class RayWorkers:
     def _whole_if_lost(self, work: Work) -> Work:
         """A committed block that a worker was about to write anew is lost when the worker dies at the wrong moment."""
         now = FeatureCache.open(self._cache.path, allow_partial=True)
-        if work.block not in now.missing_blocks(work.split):
+        if work.block not in now.missing_blocks(work.split, work.views):
             return work
         rows = tuple(range(*now.rows(work.split, work.block)))
         return replace(work, rows=rows, is_retry=False)
@@ -421,8 +421,8 @@ class RayWorkers:
         message = f"the process that read it died, also when it read nothing else: {cause}"
         record = ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)
         logger.warning("%s: %s", clip.clip_id, message)
-        shape = (1, *self._cache.shape(task.work.split)[1:])
-        return ComputedBlock(task.single, [record], Seconds(), 0, np.zeros(shape, np.float16), {})
+        features = np.zeros(task.single.shape(self._cache), np.float16)
+        return ComputedBlock(task.single, [record], Seconds(), 0, features, {})
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vivit.pipeline.cache_check import CacheCheck, Finding, check_cache
+from vivit.pipeline.cache_store import ledger_name
 from vivit.pipeline.datasets import find_data_root
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.extract import check_videos
 from vivit.stage1_extract.live_sample import Comparison, compare_sample
 
@@ -17,8 +19,8 @@ from vivit.stage1_extract.live_sample import Comparison, compare_sample
 class VerifyConfig:
     """What is checked."""
 
-    cache: Path
-    """Folder of the feature cache, `<name>.zarr`."""
+    cache: Location
+    """Folder or URL of the feature cache, `<name>.zarr`."""
     repair: bool = False
     """Take bad blocks out of the ledger, so that `vivit extract` computes them anew."""
     sample: int = 0
@@ -47,7 +49,7 @@ class VerifyConfig:
 class VerifyReport:
     """What a check found, and what was done about it."""
 
-    cache: Path
+    cache: Location
     check: CacheCheck
     sample: list[Comparison] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
@@ -108,7 +110,7 @@ def _sample(config: VerifyConfig, cache: FeatureCache, check: CacheCheck) -> lis
 
 def _sample_finding(cache: FeatureCache, comparison: Comparison) -> Finding:
     block = comparison.row // cache.settings.block_size
-    name = cache.ledger_name(comparison.split, block)
+    name = ledger_name(comparison.split, block, cache.view_ranges(comparison.split)[0])
     problem = f"has clip {comparison.clip_id}, which {comparison.problem}"
     return Finding(split=comparison.split, block=block, path=name, problem=problem, ledger=name)
 
