@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage1_extract.pack import PackSummary
+    from vivit.stage1_extract.verify import VerifyReport
     from vivit.stage2_temporal.evaluation import Evaluation
 
 app = typer.Typer(
@@ -229,6 +230,8 @@ AllowPartial = Annotated[
 ]
 AnyPath = TypeVar("AnyPath", bound="Location")
 _DEFAULT_WORKDIR = Path("vivit-work")
+_MOST_LINES = 20
+"""Lines of a long list that are printed."""
 
 
 def main() -> None:
@@ -592,6 +595,7 @@ def import_weights(
 @app.command(
     epilog="[b]Examples:[/] vivit extract --dataset ek100 --backbone vit_l16\n\n"
     "vivit extract --dataset folder --data-root my_videos --backbone vit_b16 --train-views 4\n\n"
+    "vivit extract --dataset ek100 --backbone vit_l16 --views +4   [dim]# 4 more training views, later[/]\n\n"
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
     "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
     "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
@@ -631,6 +635,15 @@ def extract(
     train_views: Annotated[
         int | None,
         typer.Option(help="Random views per training clip. [dim]Default: 1.[/]", rich_help_panel=_VIEWS),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="+N",
+            help="Append views to a cache that exists: its training clips then have --train-views and N more. "
+            "The old ones stay as they are, and count alone until all new ones are there.",
+            rich_help_panel=_VIEWS,
+        ),
     ] = None,
     test_clips: Annotated[
         int | None,
@@ -749,7 +762,7 @@ def extract(
         )
     configs = []
     for name in backbones:
-        views = _views(
+        spec = _views(
             clips.dataset, name, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
             scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
         )  # fmt: skip
@@ -757,7 +770,8 @@ def extract(
         config = ExtractConfig(
             cache=_cache_at(named, workspace),
             data_root=root,
-            views=views,
+            views=spec,
+            more_views=_more(views),
             backbone=name,
             **_given(
                 weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
@@ -777,6 +791,84 @@ def extract(
     print(f"left to the other parts: {left[0]}" if left else "next: vivit train-temporal")
     if any(summary.failures for summary in summaries):
         raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit verify\n\nvivit verify --cache ek100-vit_l16 --repair\n\n"
+    "vivit verify --sample 20 --data-root /data/EPIC-KITCHENS   [dim]# compute 20 clips anew and compare[/]\n\n"
+    "vivit verify --json | jq .findings\n\n"
+    "Exit codes: 0 the cache is whole; 1 blocks are missing or something is wrong."
+)
+def verify(
+    cache: Cache = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Take what is wrong out of the ledger: the same `vivit extract` command then computes just that anew.",
+        ),
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            help="Clips to decode and encode once more, and to compare with what is stored. [dim]Default: 0.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the choice of the sample. [dim]Default: 0.[/]", rich_help_panel="Sample"),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoder's weights for --sample. [dim]Default: those that the cache records.[/]",
+            rich_help_panel="Sample",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Of the sample's encoder: auto, cpu, cuda or cuda:N.", rich_help_panel="Sample"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that read and hash. [dim]Default: two per core.[/]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Prove a feature cache whole: ledger, manifest, sizes, checksums, numbers, and a sample computed anew.
+
+    Reads every byte of the features. Nothing is changed without --repair.
+    """
+    import json
+
+    from vivit.pipeline.workspace import Workspace
+    from vivit.stage1_extract.verify import VerifyConfig
+    from vivit.stage1_extract.verify import verify as run_verify
+
+    workspace = Workspace(workdir)
+    path = workspace.newest_cache() if as_json and cache is None else _cache_path(cache, workspace)
+    report = run_verify(
+        VerifyConfig(
+            cache=path,
+            repair=repair,
+            is_shown=not as_json,
+            **_given(sample=sample, seed=seed, data_root=data_root, weights=weights, device=device, threads=threads),
+        )
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        _print_verified(report)
+    if not report.is_whole:
+        raise typer.Exit(EXIT_ERROR)
 
 
 @app.command(
@@ -1118,6 +1210,22 @@ def _part(text: str | None) -> tuple[int, int] | None:
     return index, count
 
 
+def _more(text: str | None) -> int:
+    """`+4` as 4; ConfigError where it is no such number."""
+    import re
+
+    from vivit.pipeline.errors import ConfigError
+
+    if text is None:
+        return 0
+    if not re.fullmatch(r"\+[1-9][0-9]{0,3}", text):
+        raise ConfigError(
+            f"--views {text!r} is not of the form +4: it appends that many views to a cache that exists; "
+            "a new one gets --train-views"
+        )
+    return int(text)
+
+
 def _counts(text: str | None) -> dict[str, int] | None:
     """`noun=300,verb=97` as a mapping; ConfigError where it is none."""
     from vivit.pipeline.errors import ConfigError
@@ -1279,6 +1387,66 @@ def _print_workers(summary: "ExtractSummary") -> None:
     print(
         f"{summary.crops} frame crops in {format_duration(summary.seconds)}, "
         f"{summary.crops / summary.seconds:.1f} crops/s; {summary.advice}"
+    )
+
+
+def _print_verified(report: "VerifyReport") -> None:
+    from vivit.pipeline.progress import format_duration
+
+    check = report.check
+    rows = [
+        [
+            split,
+            f"{count.blocks - count.missing_blocks} of {count.blocks}",
+            str(count.clips - count.missing_clips),
+            str(count.without_features),
+            str(count.shards),
+            f"{count.size_bytes / 1e6:.1f} MB",
+            str(count.findings),
+        ]
+        for split, count in check.splits.items()
+    ]
+    columns = ["split", "blocks", "clips", "without features", "shards", "read", "findings"]
+    _table(f"{report.cache}, read in {format_duration(check.seconds)}", columns, rows)
+    _print_first("", [str(finding) for finding in check.findings])
+    _print_first("harmless: ", check.leftovers)
+    _print_sample(report)
+    again = "run the same `vivit extract` command again"
+    if report.repaired:
+        print(
+            f"repaired: {len(report.repaired)} bad entries were taken out of the ledger; {again} to compute just these"
+        )
+    elif any(finding.ledger for finding in check.findings):
+        print(f"to repair: `vivit verify --repair` takes these blocks out of the ledger; then {again}")
+    if check.missing:
+        print(f"incomplete: {check.missing}; {again} to finish it")
+    if report.is_whole:
+        print("the cache is whole")
+
+
+def _print_first(prefix: str, lines: list[str]) -> None:
+    """The first lines of many, on stderr."""
+    for line in lines[:_MOST_LINES]:
+        print(f"  {prefix}{line}", file=sys.stderr)
+    if len(lines) > _MOST_LINES:
+        print(f"  ... and {len(lines) - _MOST_LINES} more: --json has all", file=sys.stderr)
+
+
+def _print_sample(report: "VerifyReport") -> None:
+    if not report.sample:
+        return
+    compared = [made for made in report.sample if not made.unread]
+    equal = sum(made.is_equal for made in compared)
+    near = sum(not made.is_equal and not made.problem for made in compared)
+    text = f"sample: of {len(compared)} clips computed anew {equal} are equal bit for bit"
+    if near:
+        worst = min(made.cosine for made in compared if not made.is_equal and not made.problem)
+        error = max(made.max_error for made in compared if not made.problem)
+        text += f", {near} as near as another machine comes (cosine {worst:.6f}, largest error {error:.3g})"
+    print(text)
+    _print_first(
+        "not compared: ",
+        [f"{made.clip_id} ({made.split}): {made.unread}" for made in report.sample if made.unread],
     )
 
 

@@ -10,8 +10,9 @@ from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.views import ViewSpec
 
 CODECS = ("none", "zstd")
-_NOT_COMPARED = ("dataset", "backbone.weights")
-"""Names that people may change: what they stand for is compared by its digest."""
+_NOT_COMPARED = ("dataset", "backbone.weights", "views.train_views")
+"""Names that people may change, whose content is compared by its digest, and what may grow: each view is the same whatever
+their number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,13 +54,19 @@ class CacheStore(Protocol):
     def discard(self, name: str) -> None:
         """Delete a file durably, if it is there, with whatever a killed process left of it."""
 
-    def ledger(self, split: str) -> dict[int, bytes]:
-        """The ledger entries of a split, by block."""
+    def ledger(self, split: str) -> dict[str, bytes]:
+        """The ledger entries of a split, by the names of their files."""
 
     def write_shards(
-        self, split: str, block: int, rows: slice, features: npt.NDArray[np.float16], array: bytes
+        self,
+        split: str,
+        block: int,
+        rows: slice,
+        views: range,
+        features: npt.NDArray[np.float16],
+        array: bytes,
     ) -> Shards:
-        """Write the shards of a block, features [clip, view, time, dim]; `array` is the zarr.json of their array."""
+        """Write some views of a block, features [clip, view, time, dim]; `array` is the zarr.json of an array that has them."""
 
     def sizes(self, split: str, names: Iterable[str]) -> Mapping[str, int]:
         """Bytes of shards of a split; those that are not there are left out."""
@@ -82,8 +88,10 @@ def shard_name(split: str, block: int, view: int) -> str:
     return f"{split}/features/c/{block}/{view}/0/0"
 
 
-def ledger_name(split: str, block: int) -> str:
-    return f"ledger/{split}/{block:06d}.json"
+def ledger_name(split: str, block: int, views: range) -> str:
+    """The ledger entry of some views of a block: the first views have the plain name."""
+    appended = f".{views.start}-{views.stop - 1}" if views.start else ""
+    return f"ledger/{split}/{block:06d}{appended}.json"
 
 
 class FolderFiles:
@@ -120,20 +128,25 @@ class FolderFiles:
             path.unlink()
             sync_folder(path.parent)
 
-    def ledger(self, split: str) -> dict[int, bytes]:
+    def ledger(self, split: str) -> dict[str, bytes]:
         found = (self._path / "ledger" / split).glob("[0-9]*.json")
-        return {int(path.stem): path.read_bytes() for path in sorted(found)}
+        return {path.name: path.read_bytes() for path in sorted(found)}
 
     def write_shards(
-        self, split: str, block: int, rows: slice, features: npt.NDArray[np.float16], array: bytes
+        self,
+        split: str,
+        block: int,
+        rows: slice,
+        views: range,
+        features: npt.NDArray[np.float16],
+        array: bytes,
     ) -> Shards:
-        target = zarr.open_array(self._path / split / "features", mode="r+")
-        target = target.with_config({"write_empty_chunks": True})
-        names = [shard_name(split, block, view) for view in range(features.shape[1])]
-        for view, name in enumerate(names):
-            # a killed run's: zarr would merge with a shard, and keep its partials
-            _clear((self._path / name).parent, "*")
-            target[rows, view] = features[:, view]
+        names = [shard_name(split, block, view) for view in views]
+        for at, (view, name) in enumerate(zip(views, names, strict=True)):
+            path = self._path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear(path.parent, "*")  # what a killed run left
+            path.write_bytes(_encoded(array, block, view, rows, features[:, at]))
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
             return dict(zip(names, pool.map(lambda name: _synced(self._path / name), names), strict=True))
 
@@ -195,7 +208,7 @@ class ObjectFiles:
     def discard(self, name: str) -> None:
         (self._url / name).unlink(missing_ok=True)
 
-    def ledger(self, split: str) -> dict[int, bytes]:
+    def ledger(self, split: str) -> dict[str, bytes]:
         folder = self._url / "ledger" / split
         names = [name for name in folder.names() if name[:1].isdigit() and name.endswith(".json")]
 
@@ -207,14 +220,20 @@ class ObjectFiles:
 
         with ThreadPoolExecutor(_LEDGER_THREADS) as pool:
             found = zip(names, pool.map(read, names), strict=True)
-            return {int(name.partition(".")[0]): data for name, data in found if data is not None}
+            return {name: data for name, data in found if data is not None}
 
     def write_shards(
-        self, split: str, block: int, rows: slice, features: npt.NDArray[np.float16], array: bytes
+        self,
+        split: str,
+        block: int,
+        rows: slice,
+        views: range,
+        features: npt.NDArray[np.float16],
+        array: bytes,
     ) -> Shards:
         encoded = {
-            shard_name(split, block, view): _encoded(array, f"c/{block}/{view}/0/0", rows, view, features)
-            for view in range(features.shape[1])
+            shard_name(split, block, view): _encoded(array, block, view, rows, features[:, at])
+            for at, view in enumerate(views)
         }
         with ThreadPoolExecutor(_PUT_THREADS) as pool:
             list(pool.map(lambda name: (self._url / name).write_bytes(encoded[name]), encoded))
@@ -234,12 +253,12 @@ class ObjectFiles:
         check_held(self._url, CacheError)
 
 
-def _encoded(array: bytes, key: str, rows: slice, view: int, features: npt.NDArray[np.float16]) -> bytes:
-    """The bytes of one shard, as zarr makes them."""
-    buffer = default_buffer_prototype().buffer
+def _encoded(array: bytes, block: int, view: int, rows: slice, features: npt.NDArray[np.float16]) -> bytes:
+    """The bytes of one shard, features [clip, time, dim], as zarr makes them."""
+    key, buffer = f"c/{block}/{view}/0/0", default_buffer_prototype().buffer
     files = {"zarr.json": buffer.from_bytes(array)}
     target = zarr.open_array(MemoryStore(files), mode="r+").with_config({"write_empty_chunks": True})
-    target[rows, view] = features[:, view]
+    target[rows, view] = features
     return files[key].to_bytes()
 
 

@@ -4,12 +4,13 @@
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Self
@@ -27,6 +28,7 @@ from vivit.pipeline.ledger import ClipRecord, LedgerEntry
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.shard_reader import aligned_empty, shard_reader
 from vivit.pipeline.storage import Location
+from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import storage_errors
 
 logger = logging.getLogger(__name__)
@@ -35,15 +37,25 @@ FORMAT_VERSION = 1
 WEIGHTS_FILE = "weights_file"
 """Name under which a cache records the path of the file that its encoder's weights came from."""
 _MANIFEST = "manifest.parquet"
+_GROUP = "zarr.json"
+_VIEW_STEPS = "train_views"
+"""Name under which a cache records that views were appended."""
 _LIBRARIES = ("vivit", "av", "numpy", "pillow", "timm", "torch", "zarr")
 
 
 class FeatureCache:
     """Features of all splits, float16 [clip, view, time, dim], and the record of what is in them."""
 
-    def __init__(self, path: Location, settings: CacheSettings, manifest: Manifest) -> None:
-        """Use `create`, `open` or `create_or_open`."""
+    def __init__(
+        self, path: Location, settings: CacheSettings, manifest: Manifest, view_steps: Sequence[int] = ()
+    ) -> None:
+        """Use `create`, `open` or `create_or_open`.
+
+        `view_steps`: numbers of training views that the cache was begun with, and that it was to have each time that views
+        were appended; empty where they never were.
+        """
         self.path, self.settings, self.manifest = path, settings, manifest
+        self._view_steps = tuple(view_steps) or (settings.views.train_views,)
         self._files = cache_store(path)
         self._entries = {split: self._read_ledger(split) for split in manifest.splits}
         self._readers = {
@@ -97,7 +109,7 @@ class FeatureCache:
                 if not (path / "zarr.json").exists():  # else another part of the same job was first
                     raise
         cache = cls.open(path, allow_partial=True)
-        if differences := settings.differences(cache.settings):
+        if differences := [*settings.differences(cache.settings), *cache._views_differ(settings.views)]:
             listed = (
                 "\n  ".join(differences).replace(" here", " asked for").replace(" there", " in the cache")
             )
@@ -106,6 +118,17 @@ class FeatureCache:
                 "pass the cache's settings to go on with it, or --cache NAME to make another"
             )
         return cache
+
+    def _views_differ(self, asked: ViewSpec) -> list[str]:
+        """What is wrong with a number of training views that the cache never was to have."""
+        first, now = self._view_steps[0], self.settings.views.train_views
+        if asked.train_views in self._view_steps:
+            return []
+        more = asked.train_views - first
+        remedy = (
+            f" (to append views: --train-views {first} --views +{more})" if asked.train_views > now else ""
+        )
+        return [f"views.train_views: {asked.train_views} here, {now} there{remedy}"]
 
     def take_labels_of(self, manifest: Manifest) -> bool:
         """Store `manifest`, which has the same clips, if its labels or other columns differ; whether they do."""
@@ -128,7 +151,7 @@ class FeatureCache:
             raise CacheError(
                 f"{manifest_path} does not hold the clips that the cache was made of: put the right one back"
             )
-        cache = cls(path, settings, manifest)
+        cache = cls(path, settings, manifest, about.get(_VIEW_STEPS, ()))
         if not allow_partial and (missing := cache.missing()):
             raise IncompleteCacheError(
                 f"{path} is incomplete: {missing}. Run the same `vivit extract` command again to finish it, "
@@ -181,9 +204,66 @@ class FeatureCache:
         start = block * self.settings.block_size
         return start, min(start + self.settings.block_size, self.shape(split)[0])
 
-    def missing_blocks(self, split: str) -> list[int]:
-        """Blocks that are not in the ledger, or whose shards are not there in full size."""
-        entries = self._entries[split]
+    def view_ranges(self, split: str) -> list[range]:
+        """The views that are committed together: those that the cache was begun with, then those of each time that some
+        were appended, also where they are not published yet."""
+        if split != "train":
+            return [range(self.shape(split)[1])]
+        return list(itertools.starmap(range, itertools.pairwise((0, *self._view_steps))))
+
+    def _published(self, split: str) -> list[range]:
+        return [views for views in self.view_ranges(split) if views.stop <= self.shape(split)[1]]
+
+    @property
+    def unpublished_views(self) -> range | None:
+        """Training views that are being appended: no reader sees them before every clip has them."""
+        now, wanted = self.settings.views.train_views, self._view_steps[-1]
+        return range(now, wanted) if wanted > now else None
+
+    def append_views(self, total: int) -> None:
+        """Let the training clips have `total` views, or as many as they have or are to have already; the caller holds the
+        lock, and opens the cache again to write them."""
+        if "train" not in self.splits:
+            raise CacheError(f"{self.path} has no training clips: only these get more views")
+        about = _read_attributes(self.path)
+        steps = about.get(_VIEW_STEPS, [self.settings.views.train_views])
+        if total > steps[-1]:
+            self._write_documents(self.settings, about | {_VIEW_STEPS: [*steps, total]}, [_GROUP])
+
+    def publish_views(self) -> bool:
+        """Let readers see appended views that all clips have; whether there were any. The caller holds the lock.
+
+        The array's own description grows first: what plain Zarr readers see then is all there.
+        """
+        whole = itertools.takewhile(lambda v: not self.missing_blocks("train", v), self.view_ranges("train"))
+        if (
+            self.unpublished_views is None
+            or (reached := max((v.stop for v in whole), default=0)) <= self.unpublished_views.start
+        ):
+            return False
+        settings = replace(self.settings, views=replace(self.settings.views, train_views=reached))
+        about = _read_attributes(self.path) | {"settings": settings.to_dict()}
+        self._write_documents(settings, about, ["train/features/zarr.json", _GROUP])
+        return True
+
+    def _write_documents(
+        self, settings: CacheSettings, about: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        documents = _documents(self.manifest, settings, about)
+        with storage_errors(self.path):
+            self._files.check_held()
+            for name in names:
+                self._files.write(name, documents[name])
+
+    def missing_blocks(self, split: str, views: range | None = None) -> list[int]:
+        """Blocks some of whose views (None: of all that readers see) are not in the ledger, or whose shards are not there
+        in full size."""
+        ranges = self._published(split) if views is None else [views]
+        missing = (self._missing_blocks(split, views) for views in ranges)
+        return sorted(set(itertools.chain.from_iterable(missing)))
+
+    def _missing_blocks(self, split: str, views: range) -> list[int]:
+        entries = self._entries[split][views]
         wanted = {name: shard["bytes"] for entry in entries.values() for name, shard in entry.shards.items()}
         sizes = self._files.sizes(split, wanted)
         whole = {
@@ -193,8 +273,8 @@ class FeatureCache:
         }
         return [block for block in range(self.num_blocks(split)) if block not in whole]
 
-    def missing(self) -> str:
-        """What is missing, in words; empty for a complete cache."""
+    def missing(self, *, unpublished: bool = False) -> str:
+        """What is missing, in words, also of views that are being appended if asked; empty for a complete cache."""
         parts = []
         for split in self.splits:
             if blocks := self.missing_blocks(split):
@@ -203,31 +283,65 @@ class FeatureCache:
                     f"{split} lacks {len(blocks)} of {self.num_blocks(split)} blocks "
                     f"({clips} of {self.shape(split)[0]} clips)"
                 )
+            for views in self.view_ranges(split) if unpublished else ():
+                if views not in self._published(split) and (blocks := self.missing_blocks(split, views)):
+                    parts.append(
+                        f"{split} lacks the appended views {views.start} to {views.stop - 1} of {len(blocks)} of "
+                        f"{self.num_blocks(split)} blocks"
+                    )
         return ", ".join(parts)
 
-    def records(self, split: str) -> list[ClipRecord | None]:
-        """What became of each clip, in row order; None where its block is not committed."""
+    def records(self, split: str, views: range | None = None) -> list[ClipRecord | None]:
+        """What became of each clip, in row order; None where its block is not committed.
+
+        `views` (None: those that the cache was begun with): a clip that has features there may have failed when others
+        were appended (see `usable_views`).
+        """
         records: list[ClipRecord | None] = [None] * self.shape(split)[0]
-        for entry in self._entries[split].values():
+        for entry in self._entries[split][views or self.view_ranges(split)[0]].values():
             records[entry.rows[0] : entry.rows[1]] = entry.records
         return records
 
     def usable_rows(self, split: str) -> npt.NDArray[np.int64]:
-        """Rows that are committed and have features."""
+        """Rows that are committed and have features, in the first view at least."""
         records = self.records(split)
         return np.array([row for row, r in enumerate(records) if r is not None and r.usable], dtype=np.int64)
 
+    def usable_views(self, split: str) -> npt.NDArray[np.int64]:
+        """How many views of each clip have features [clip], counted up to the first that has none."""
+        counts = np.zeros(self.shape(split)[0], np.int64)
+        usable = np.ones(len(counts), np.bool_)
+        for views in self._published(split):
+            usable &= [record is not None and record.usable for record in self.records(split, views)]
+            counts[usable] = views.stop
+        return counts
+
+    def entries(self, split: str, views: range) -> Mapping[int, LedgerEntry]:
+        """The ledger of some views (see `view_ranges`) by block; damaged entries are not in it."""
+        return self._entries[split][views]
+
+    def withdraw(self, name: str) -> None:
+        """Remove a ledger entry, so that its block counts as missing and is computed anew; the caller holds the lock."""
+        with storage_errors(self.path):
+            self._files.check_held()
+            self._files.discard(name)
+
     def size_bytes(self) -> int:
         """Size of all committed shards."""
-        entries = [entry for split in self.splits for entry in self._entries[split].values()]
-        return sum(shard["bytes"] for entry in entries for shard in entry.shards.values())
+        ledgers = [ledger for split in self.splits for ledger in self._entries[split].values()]
+        return sum(
+            shard["bytes"]
+            for ledger in ledgers
+            for entry in ledger.values()
+            for shard in entry.shards.values()
+        )
 
     # --- reading and writing ---
 
     def read(
         self, split: str, rows: npt.ArrayLike | None = None, views: Sequence[int] | None = None
     ) -> npt.NDArray[np.float16]:
-        """Features [row, view, time, dim] of the given rows and views (None: all), in the order given.
+        """Features [row, view, time, dim] of the given rows and views (None: all published), in the order given.
 
         The array is a transposed view of [view, row, time, dim], which is how the features lie on disk.
         """
@@ -238,10 +352,12 @@ class FeatureCache:
             raise IndexError(
                 f"rows {wanted.min()}..{wanted.max()} of split {split!r}, which has {clips} clips"
             )
-        if any(not 0 <= view < num_views for view in chosen):
+        touched = [views for views in self._entries[split] if any(view in views for view in chosen)]
+        if not all(any(view in views for views in touched) for view in chosen):
             raise IndexError(f"views {chosen} of split {split!r}, which has {num_views} views")
+        blocks = set((wanted // self.settings.block_size).tolist())
         if unwritten := sorted(
-            set((wanted // self.settings.block_size).tolist()) - set(self._entries[split])
+            block for views in touched for block in blocks - set(self._entries[split][views])
         ):
             raise IncompleteCacheError(
                 f"blocks {unwritten[:5]} of {self.path}, split {split!r}, are not committed"
@@ -257,10 +373,14 @@ class FeatureCache:
         features: npt.NDArray[np.float16],
         records: Sequence[ClipRecord],
         about: Mapping[str, Any] | None = None,
+        *,
+        views: range | None = None,
     ) -> None:
-        """Write one block, features [clip, view, time, dim], and enter it in the ledger when it is durable."""
+        """Write views (None: those that the cache was begun with) of one block, features [clip, view, time, dim], and enter
+        them in the ledger when they are durable."""
+        views = views or self.view_ranges(split)[0]
         start, stop = self.rows(split, block)
-        expected = (stop - start, *self.shape(split)[1:])
+        expected = (stop - start, len(views), *self.shape(split)[2:])
         if features.shape != expected or features.dtype != np.float16 or len(records) != stop - start:
             raise ValueError(
                 f"block {block} of {split}: {features.shape = }, {features.dtype}, {len(records)} records; "
@@ -268,37 +388,46 @@ class FeatureCache:
             )
         if not np.isfinite(features).all():
             raise ValueError(f"block {block} of {split} has values that are not finite")
-        name = ledger_name(split, block)
+        name, entries = ledger_name(split, block, views), self._entries[split][views]
         with storage_errors(self.path):
-            self._entries[split].pop(block, None)
+            entries.pop(block, None)
             # A block that is written anew must not count while it is half old and half new.
             self._files.discard(name)
-            shards = self._write_shards(split, block, features)
+            shards = self._write_shards(split, block, views, features)
             entry = LedgerEntry((start, stop), shards, list(records), dict(about or {}))
             self._files.check_held()
-            self._files.write(name, entry.to_json(split, block))
-        self._entries[split][block] = entry
+            self._files.write(name, entry.to_json(split, block, views))
+        entries[block] = entry
 
-    def _write_shards(self, split: str, block: int, features: npt.NDArray[np.float16]) -> Shards:
+    def _write_shards(
+        self, split: str, block: int, views: range, features: npt.NDArray[np.float16]
+    ) -> Shards:
         rows = slice(*self.rows(split, block))
-        shards = self._files.write_shards(split, block, rows, features, self._array_documents[split])
+        shards = self._files.write_shards(split, block, rows, views, features, self._array_documents[split])
         self._readers[split].forget(block)
         return shards
 
     @cached_property
     def _array_documents(self) -> dict[str, bytes]:
-        """The zarr.json of the array of each split."""
-        documents = _documents(self.manifest, self.settings, {})
+        """The zarr.json of the array of each split, with all views that are to be written."""
+        views = replace(self.settings.views, train_views=self._view_steps[-1])
+        documents = _documents(self.manifest, replace(self.settings, views=views), {})
         return {split: documents[f"{split}/features/zarr.json"] for split in self.splits}
 
-    def _read_ledger(self, split: str) -> dict[int, LedgerEntry]:
-        entries = {}
-        for block, data in self._files.ledger(split).items():
-            try:
-                entries[block] = LedgerEntry.from_json(data)
-            except (ValueError, KeyError, TypeError) as error:
-                name = self.path / ledger_name(split, block)
-                logger.warning("%s is damaged (%s): its block counts as missing", name, error)
+    def _read_ledger(self, split: str) -> dict[range, dict[int, LedgerEntry]]:
+        """Entries by the views that are committed together, then by block; files of no block are passed over."""
+        files = self._files.ledger(split)
+        entries: dict[range, dict[int, LedgerEntry]] = {}
+        for views in self.view_ranges(split):
+            entries[views] = {}
+            for block in range(self.num_blocks(split)):
+                name = ledger_name(split, block, views)
+                data = files.get(name.rpartition("/")[2])
+                try:
+                    if data is not None:
+                        entries[views][block] = LedgerEntry.from_json(data)
+                except (ValueError, KeyError, TypeError) as error:
+                    logger.warning("%s is damaged (%s): its block counts as missing", self.path / name, error)
         return entries
 
 

@@ -38,11 +38,12 @@ class LedgerEntry:
     records: list[ClipRecord]
     about: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self, split: str, block: int) -> bytes:
+    def to_json(self, split: str, block: int, views: range) -> bytes:
         """The content of the file; `from_json` gives an equal entry back."""
         values = {
             "split": split,
             "block": block,
+            "views": [views.start, views.stop],
             "rows": list(self.rows),
             "shards": self.shards,
             "clips": [asdict(record) for record in self.records],
@@ -57,5 +58,7 @@ class LedgerEntry:
         records = [ClipRecord(**clip) for clip in values["clips"]]
         for record in records:
             Outcome(record.outcome)
+        for shard in values["shards"].values():
+            int(shard["bytes"]), str(shard["sha256"])
         start, stop = values["rows"]
         return cls((start, stop), values["shards"], records, values["about"])

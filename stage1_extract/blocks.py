@@ -3,10 +3,12 @@
 Knows nothing of where it runs or of who watches: the engines drive it.
 """
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +19,13 @@ from vivit.pipeline.feature_cache import FeatureCache, library_versions
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
-from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
+from vivit.stage1_extract.clip_reader import (
+    ClipCrops,
+    ClipViews,
+    CropSettings,
+    CropStream,
+    default_decode_threads,
+)
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
 
@@ -59,15 +67,22 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Work:
-    """One block to compute, and the rows of the split that have to be read for it."""
+    """Some views of one block to compute, and the rows of the split that have to be read for it."""
 
     split: str
     block: int
     rows: tuple[int, ...]
+    views: range
+    """Numbers of the views, which are committed together."""
     is_retry: bool = False
     """Whether the block is committed, and only its clips without features are tried again."""
     targets: tuple[int, ...] = (0,)
     """The caches of the run that need it, by number."""
+
+    def shape(self, cache: FeatureCache) -> tuple[int, int, int, int]:
+        """(row, view, time, dim) of its features."""
+        _, _, times, dim = cache.shape(self.split)
+        return len(self.rows), len(self.views), times, dim
 
 
 def missing_work(
@@ -75,7 +90,8 @@ def missing_work(
 ) -> list[Work]:
     """The blocks that are not committed, in order, each once for all caches that need the same of it.
 
-    With `retry_failed` also those with clips without features. `part` (i, n) leaves every n-th block, from the i-th on.
+    With `retry_failed` also those with clips without features. `part` (i, n) leaves every n-th block, from the i-th on,
+    with all its views. A clip without features in the first views is not read for appended ones.
     """
     needed: dict[Work, list[int]] = {}
     for target, cache in enumerate(caches):
@@ -83,24 +99,32 @@ def missing_work(
             needed.setdefault(work, []).append(target)
     order = {split: at for at, split in enumerate(caches[0].splits)}
     works = [replace(work, targets=tuple(targets)) for work, targets in needed.items()]
-    return sorted(works, key=lambda work: (order[work.split], work.block))
+    return sorted(works, key=lambda work: (order[work.split], work.views.start, work.block))
 
 
 def _missing_in(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
-    number = 0
+    before = 0
     for split in cache.splits:
-        missing = set(cache.missing_blocks(split))
-        records = cache.records(split)
-        for block in range(cache.num_blocks(split)):
-            number += 1
-            if part is not None and number % part[1] != part[0] % part[1]:
-                continue
-            rows = range(*cache.rows(split, block))
-            failed = tuple(row for row in rows if (r := records[row]) is not None and not r.usable)
-            if block in missing:
-                yield Work(split, block, tuple(rows))
-            elif failed and retry_failed:
-                yield Work(split, block, failed, is_retry=True)
+        blocks = range(cache.num_blocks(split))
+        mine = [
+            block for block in blocks if part is None or (before + block + 1) % part[1] == part[0] % part[1]
+        ]
+        before += len(blocks)
+        first = cache.records(split)
+        for views in cache.view_ranges(split):
+            missing, records = set(cache.missing_blocks(split, views)), cache.records(split, views)
+            for block in mine:
+                rows = range(*cache.rows(split, block))
+                if block in missing:
+                    is_first = views.start == 0
+                    wanted = (row for row in rows if is_first or retry_failed or not _failed(first[row]))
+                    yield Work(split, block, tuple(wanted), views)
+                elif retry_failed and (failed := tuple(row for row in rows if _failed(records[row]))):
+                    yield Work(split, block, failed, views, is_retry=True)
+
+
+def _failed(record: ClipRecord | None) -> bool:
+    return record is not None and not record.usable
 
 
 @dataclass(frozen=True)
@@ -151,10 +175,14 @@ class Target:
     config: ExtractConfig
 
     @property
-    def crop_settings(self) -> CropSettings:
-        """What decides the crops that the encoder gets."""
+    def train_views(self) -> list[range]:
+        """Training views that are read together."""
+        return self.cache.view_ranges("train") if "train" in self.cache.splits else [range(1)]
+
+    def crop_settings(self, train_views: int) -> CropSettings:
+        """What decides the crops that the encoder gets, at most so many views of a training clip at a time."""
         return CropSettings(
-            views=self.config.views,
+            views=replace(self.config.views, train_views=train_views),
             seed=self.config.seed,
             interpolation=self.encoder.backbone.interpolation,
             timeout_sec=self.config.clip_timeout_sec,
@@ -181,12 +209,16 @@ class BlockExtractor:
         self._targets = targets
         self._config, self._manifest = targets[0].config, targets[0].cache.manifest
         self._clips = {split: self._manifest.of_split(split) for split in self._manifest.splits}
-        self.crop_settings = list(dict.fromkeys(target.crop_settings for target in targets))
-        """Each once."""
+        # Memory for crops is shared out by the most training views that are ever read together.
+        most = max(len(views) for target in targets for views in target.train_views)
+        of_targets = [target.crop_settings(most) for target in targets]
+        self.crop_settings = list(dict.fromkeys(of_targets))
+        """What decides the crops that the encoders get, each once."""
+        self._setting_of = [self.crop_settings.index(settings) for settings in of_targets]
 
     def clips(self, work: Work) -> list[Clip]:
-        """The clips of a work, in the order of its rows."""
-        return [self._clips[work.split][row] for row in work.rows]
+        """The clips of a work, in the order of its rows, with the views that are wanted."""
+        return [ClipViews.of(self._clips[work.split][row], work.views) for row in work.rows]
 
     def stream(self) -> CropStream:
         """Decodes ahead of `compute`, as long as it is entered."""
@@ -206,7 +238,7 @@ class BlockExtractor:
         """Features of the next clips of `crops`, which are those of the work; time is added to `seconds` as it passes."""
         total, before = seconds or Seconds(), replace(seconds or Seconds())
         blocks = [_BlockInWork(number, self._targets[number], work) for number in work.targets]
-        settings = [self.crop_settings.index(self._targets[number].crop_settings) for number in work.targets]
+        settings = [self._setting_of[number] for number in work.targets]
         encoded = 0
         for _ in work.rows:
             with total.of("decode"):
@@ -227,14 +259,39 @@ class BlockExtractor:
         commit([target.cache for target in self._targets], computed)
 
 
+def machine(device: torch.device) -> dict[str, str]:
+    """What arithmetic may differ by: the GPU, or the processor and the instructions that torch uses of it."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    return {"device": "cpu", "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def _processor() -> str:
+    """The processor's own name, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def commit(caches: Sequence[FeatureCache], computed: ComputedBlock) -> None:
     """Write a computed block; rows of a committed block that were not tried again stay as they are."""
     work = computed.work
     for part in computed.parts:
         cache, features, records = caches[part.target], part.features, part.records
-        if work.is_retry:
+        if len(work.rows) < len(range(*cache.rows(work.split, work.block))):
             features, records = _with_the_others(cache, work, part)
-        cache.commit(work.split, work.block, features, records, part.about)
+        cache.commit(work.split, work.block, features, records, part.about, views=work.views)
+
+
+def without_rows(caches: Sequence[FeatureCache], work: Work) -> ComputedBlock:
+    """The outcome of a work that has nothing to read."""
+    parts = [
+        BlockFeatures(target, [], np.zeros(work.shape(caches[target]), np.float16), {})
+        for target in work.targets
+    ]
+    return ComputedBlock(work, [], Seconds(), 0, parts)
 
 
 def joined(work: Work, pieces: Sequence[ComputedBlock]) -> ComputedBlock:
@@ -272,16 +329,19 @@ def _worst(records: Sequence[list[ClipRecord]]) -> list[ClipRecord]:
 def _with_the_others(
     cache: FeatureCache, work: Work, part: BlockFeatures
 ) -> tuple[npt.NDArray[np.float16], list[ClipRecord]]:
-    """Features and records of a whole committed block, some rows of which were computed anew."""
+    """Features and records of a whole block, some rows of which were computed.
+
+    The others are as committed or, of views that are new, those of clips without features in the first views.
+    """
     start, stop = cache.rows(work.split, work.block)
-    before = cache.records(work.split)[start:stop]
+    before = cache.records(work.split, work.views if work.is_retry else None)[start:stop]
     records = dict(enumerate(before)) | {
         row - start: record for row, record in zip(work.rows, part.records, strict=True)
     }
     features = np.zeros((stop - start, *part.features.shape[1:]), np.float16)
-    features[np.array(work.rows) - start] = part.features
-    if kept := sorted(set(range(start, stop)) - set(work.rows)):
-        features[np.array(kept) - start] = cache.read(work.split, kept)
+    features[np.array(work.rows, np.int64) - start] = part.features
+    if work.is_retry and (kept := sorted(set(range(start, stop)) - set(work.rows))):
+        features[np.array(kept) - start] = cache.read(work.split, kept, work.views)
     return features, [record for row in range(stop - start) if (record := records[row]) is not None]
 
 
@@ -301,7 +361,7 @@ class _BlockInWork:
 
     def __init__(self, number: int, target: Target, work: Work) -> None:
         self._number, self._target = number, target
-        self._shape = (len(work.rows), *target.cache.shape(work.split)[1:])
+        self._shape = work.shape(target.cache)
         self._records: list[ClipRecord] = []
         self._vectors: dict[int, torch.Tensor] = {}
         self._encoding = Seconds()
@@ -328,14 +388,12 @@ class _BlockInWork:
 
     def finished(self, features: npt.NDArray[np.float32], spent: Seconds) -> BlockFeatures:
         """What the cache gets; `spent` is the time of all caches together."""
-        device = self._target.encoder.device
         about = {
             "decode_sec": round(spent.decode, 3),
             "encode_sec": round(self._encoding.encode, 3),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "torch_threads": torch.get_num_threads(),
             "versions": library_versions(),
-        }
+        } | machine(self._target.encoder.device)
         records = list(self._records)
         return BlockFeatures(self._number, records, _to_float16(features, records), about)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from typing import Self
@@ -55,6 +55,19 @@ def clip_bytes(settings: Sequence[CropSettings], split: str) -> int:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipViews(Clip):
+    """A clip of which other training views are wanted than those of the `CropSettings`."""
+
+    views: range
+    """Numbers of the training views; a clip of another split has its fixed grid."""
+
+    @classmethod
+    def of(cls, clip: Clip, views: range) -> Self:
+        """These views of a clip."""
+        return cls(**vars(clip), views=views)
+
+
 @dataclass(frozen=True)
 class ClipCrops:
     """One clip as the encoder wants it."""
@@ -85,13 +98,10 @@ class ViewCutter:
 
     def __init__(self, clip: Clip, settings: CropSettings) -> None:
         self._settings = settings
-        self._views = views_of(
-            settings.views,
-            split=clip.split,
-            seed=settings.seed,
-            clip_id=clip.clip_id,
-            first=settings.first_view,
-        )
+        spec, first = settings.views, settings.first_view
+        if isinstance(clip, ClipViews) and clip.split == "train":
+            spec, first = replace(spec, train_views=len(clip.views)), clip.views.start
+        self._views = views_of(spec, split=clip.split, seed=settings.seed, clip_id=clip.clip_id, first=first)
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._boxes: dict[tuple[int, int], list[Box]] = {}
         self._crops: npt.NDArray[np.uint8] | None = None

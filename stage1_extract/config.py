@@ -23,6 +23,8 @@ class ExtractConfig:
     weights: str = PRETRAINED
     """`pretrained`, `random`, or a file."""
     views: ViewSpec = field(default_factory=ViewSpec)
+    more_views: int = 0
+    """Training views to append to a cache that exists: it is to have `views.train_views` and this many more."""
     seed: int = 0
     """Seed of the training views."""
     device: str = "auto"
@@ -68,6 +70,7 @@ class ExtractConfig:
             ("decode_memory_mb", 0),
             ("torch_threads", 0),
             ("decode_workers", 0),
+            ("more_views", 0),
         ):
             if (value := getattr(self, name)) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vivit.pipeline.cache_settings import Backbone
-from vivit.pipeline.errors import ConfigError, DataError, InterruptedRunError
+from vivit.pipeline.errors import CacheError, ConfigError, DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
@@ -25,9 +25,11 @@ from vivit.stage1_extract.blocks import (
     BlockExtractor,
     Target,
     Work,
+    commit,
     create_encoder,
     missing_work,
     torch_threads,
+    without_rows,
 )
 from vivit.stage1_extract.config import ExtractConfig, describe
 from vivit.stage1_extract.encoder import SpatialEncoder
@@ -89,6 +91,9 @@ def extract_all(configs: Sequence[ExtractConfig], manifest: Manifest) -> list[Ex
     first = configs[0]
     _check_common(configs)
     check_videos(manifest, first.data_root)
+    for config in configs:
+        if config.more_views:
+            _check_exists(config)
     try:
         if first.address is not None or default_workers(first):
             return extract_on_ray(configs, manifest)
@@ -112,6 +117,15 @@ def _check_common(configs: Sequence[ExtractConfig]) -> None:
             )
     if len({config.cache for config in configs}) < len(configs):
         raise ConfigError("the same backbone is given twice: give each once")
+
+
+def _check_exists(config: ExtractConfig) -> None:
+    """CacheError where there is no cache that views could be appended to."""
+    if not (config.cache / "zarr.json").is_file():
+        raise CacheError(
+            f"{config.cache} does not exist, and --views +{config.more_views} appends to a cache that does: "
+            f"--train-views {config.views.train_views + config.more_views} makes one with as many views"
+        )
 
 
 def default_workers(config: ExtractConfig) -> int:
@@ -187,7 +201,32 @@ def _held_cache(
                 "%s: the clips are the same, their labels or other columns are new and were taken over",
                 cache.path,
             )
+        if config.more_views:
+            cache = _with_more_views(config, cache)
+        if unpublished := cache.unpublished_views:
+            logger.info(
+                "%s: training views %d to %d are being appended; they count when all clips have them",
+                cache.path,
+                unpublished.start,
+                unpublished.stop - 1,
+            )
         yield cache
+
+
+def _with_more_views(config: ExtractConfig, cache: FeatureCache) -> FeatureCache:
+    """The cache, told to get the views that are appended: counted from --train-views, so that the same command again
+    never appends them twice."""
+    wanted = config.views.train_views + config.more_views
+    before = cache.view_ranges("train")[-1].stop
+    if wanted <= before:
+        logger.info(
+            "%s has or is getting %d training views, at least the %d + %d asked for: none are added (--views +%d "
+            "would append one more)",
+            cache.path, before, config.views.train_views, config.more_views, before + 1 - config.views.train_views,
+        )  # fmt: skip
+        return cache
+    cache.append_views(wanted)
+    return FeatureCache.open(cache.path, allow_partial=True)
 
 
 def check_videos(manifest: Manifest, data_root: Location) -> None:
@@ -213,22 +252,23 @@ def _complete(
     """Let an engine do what is missing in caches that are held; `outcomes.parquet` is written whatever comes."""
     config = configs[0]
     todo = missing_work(caches, part=config.part, retry_failed=config.retry_failed)
-    failed = sum(r is not None and not r.usable for s in caches[0].splits for r in caches[0].records(s))
-    again = sum(len(work.rows) for work in todo if work.is_retry)
+    again = {(work.split, row) for work in todo if work.is_retry for row in work.rows}
     with event_log(config.log_json) as log:
-        tally = Tally(failed=failed - again, max_failures=config.max_failures, log=log)
+        tally = Tally(failed=len(_failed_rows(caches[0]) - again), max_failures=config.max_failures, log=log)
         log.write(
             "begin", caches=[cache.path for cache in caches], blocks=len(todo),
             clips=sum(len(work.rows) for work in todo), config=describe(config),
         )  # fmt: skip
+        for work in todo:
+            if not work.rows:
+                commit(caches, without_rows(caches, work))
         try:
-            engine(todo, tally)
+            engine([work for work in todo if work.rows], tally)
         except BaseException as error:
             log.write("stop", cause=f"{type(error).__name__}: {error}")
             raise
         finally:
-            # opened again: workers and other parts have committed blocks
-            caches = [FeatureCache.open(cache.path, allow_partial=True) for cache in caches]
+            caches = [_published(cache) for cache in caches]
             for cache in caches:
                 write_outcomes(cache)
         done = Counter(target for work in todo for target in work.targets)
@@ -243,22 +283,61 @@ def _complete(
     return summaries
 
 
+def _published(cache: FeatureCache) -> FeatureCache:
+    """The cache as it is now, appended views shown where every clip has them."""
+    # opened again: workers and other parts have committed blocks
+    cache = FeatureCache.open(cache.path, allow_partial=True)
+    if cache.publish_views():
+        cache = FeatureCache.open(cache.path, allow_partial=True)
+        logger.info("%s: training clips have %d views now", cache.path, cache.settings.views.train_views)
+    return cache
+
+
+def _failed_rows(cache: FeatureCache) -> set[tuple[str, int]]:
+    """(split, row) of the clips that lack features in some committed view."""
+    return {
+        (split, row)
+        for split in cache.splits
+        for views in cache.view_ranges(split)
+        for row, record in enumerate(cache.records(split, views))
+        if record is not None and not record.usable
+    }
+
+
+def _failures(cache: FeatureCache) -> list[tuple[str, ClipRecord]]:
+    """(split, record) of every clip that is not complete, and of those that have features in the first views only."""
+    found = []
+    for split in cache.splits:
+        first = cache.records(split)
+        found += [(split, r) for r in first if r is not None and not r.complete]
+        for views in cache.view_ranges(split)[1:]:
+            for before, record in zip(first, cache.records(split, views), strict=True):
+                if record is not None and not record.usable and before is not None and before.usable:
+                    which = f"in views {views.start} to {views.stop - 1}: {record.message}"
+                    found.append((split, replace(record, message=which)))
+    return found
+
+
 def _summary(cache: FeatureCache, tally: Tally, blocks_done: int) -> ExtractSummary:
     """What was done; DataError where a finished cache holds no features at all."""
     records = [(split, r) for split in cache.splits for r in cache.records(split) if r is not None]
-    missing = cache.missing()
+    missing = cache.missing(unpublished=True)
     if not missing and not any(record.usable for _, record in records):
         split, first = records[0]
         raise DataError(
             f"no clip could be read: all {len(records)} failed, the first is {first.clip_id} ({split}): "
             f"{first.outcome}, {first.message}"
         )
-    whole = sum(cache.num_blocks(split) - len(cache.missing_blocks(split)) for split in cache.splits)
+    whole = sum(
+        cache.num_blocks(split) - len(cache.missing_blocks(split, views))
+        for split in cache.splits
+        for views in cache.view_ranges(split)
+    )
     return ExtractSummary(
         cache=cache.path,
         clips={split: cache.shape(split)[0] for split in cache.splits},
         outcomes=Counter(record.outcome for _, record in records),
-        failures=[(split, record) for split, record in records if not record.complete],
+        failures=_failures(cache),
         blocks_done=blocks_done,
         blocks_kept=whole - blocks_done,
         seconds=tally.elapsed,

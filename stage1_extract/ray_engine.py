@@ -411,7 +411,7 @@ class RayWorkers:
         """A committed block that a worker was about to write anew is lost when the worker dies at the wrong moment."""
         for target in work.targets:
             now = FeatureCache.open(self._caches[target].path, allow_partial=True)
-            if work.block in now.missing_blocks(work.split):
+            if work.block in now.missing_blocks(work.split, work.views):
                 return replace(work, rows=tuple(range(*now.rows(work.split, work.block))), is_retry=False)
         return work
 
@@ -446,12 +446,7 @@ class RayWorkers:
         records = [ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)]
         logger.warning("%s: %s", clip.clip_id, message)
         parts = [
-            BlockFeatures(
-                target,
-                records,
-                np.zeros((1, *self._caches[target].shape(task.work.split)[1:]), np.float16),
-                {},
-            )
+            BlockFeatures(target, records, np.zeros(task.single.shape(self._caches[target]), np.float16), {})
             for target in task.work.targets
         ]
         return ComputedBlock(task.single, records, Seconds(), 0, parts)

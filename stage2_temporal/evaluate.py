@@ -264,7 +264,7 @@ def _logits(
     device = resolve_device(config.device)
     budget = config.memory_budget_bytes
     features = Features(cache, config.split, rows, device=device, budget_bytes=budget, sampling=sampling)
-    num_views = min(config.max_views or features.num_views, features.num_views)
+    num_views = min(config.max_views or features.num_views, features.num_common_views)
     logits = clip_logits(
         model.to(device),
         features,

@@ -50,6 +50,8 @@ class Features:
         """
         self._cache, self._split, self._rows, self._device = cache, split, rows, device
         _, self.num_views, self._time, self._dim = cache.shape(split)
+        self.view_counts = cache.usable_views(split)[rows]
+        """Views with features of each of the rows, the first ones [clip]: fewer than others where later ones failed."""
         self.sampling = sampling or TimeSampling(num_times=self._time)
         self.size_bytes = len(rows) * self.num_views * self._time * self._dim * 2
         self.residency = _residency(self.size_bytes, device, budget_bytes)
@@ -57,6 +59,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def num_common_views(self) -> int:
+        """Views that all of the rows have."""
+        return int(self.view_counts.min(initial=self.num_views))
 
     @property
     def is_ready(self) -> bool:
@@ -158,7 +165,7 @@ class TrainingBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `first` on."""
         order = epoch_order(self._seed, epoch, self._rows, self._num_rows)
-        views = epoch_views(self._seed, epoch, self._rows, self._num_rows, self._features.num_views)
+        views = epoch_views(self._seed, epoch, self._rows, self._num_rows, self._features.view_counts)
         num_starts = self._features.sampling.num_starts
         begin = epoch_starts(self._seed, epoch, self._rows, self._num_rows, num_starts)
         starts = range(first * self._batch_size, len(order), self._batch_size)
@@ -177,9 +184,10 @@ def epoch_order(seed: int, epoch: int, rows: Rows, num_rows: int) -> Rows:
     return np.argsort(_words(seed, epoch, _ORDER_STREAM, num_rows)[rows], kind="stable")
 
 
-def epoch_views(seed: int, epoch: int, rows: Rows, num_rows: int, num_views: int) -> Rows:
-    """The view [clip] of each row; it depends on (seed, epoch, row) only."""
-    return (_words(seed, epoch, _VIEW_STREAM, num_rows)[rows] % np.uint64(num_views)).astype(np.int64)
+def epoch_views(seed: int, epoch: int, rows: Rows, num_rows: int, num_views: int | Rows) -> Rows:
+    """The view [clip] of each row, which has `num_views` [clip]; it depends on (seed, epoch, row) and that number only."""
+    counts = np.asarray(num_views).astype(np.uint64)
+    return (_words(seed, epoch, _VIEW_STREAM, num_rows)[rows] % counts).astype(np.int64)
 
 
 def epoch_starts(seed: int, epoch: int, rows: Rows, num_rows: int, num_starts: int) -> Rows:

@@ -27,12 +27,12 @@ def clip_logits(
     num_views: int | None = None,
     batch_size: int = 256,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Logits [clip, class] per head, averaged over the first `num_views` views (None: all).
+    """Logits [clip, class] per head, averaged over the first `num_views` views (None: all that every clip has).
 
     With `softmax`, the views' probabilities are averaged, and their logarithm is given: its softmax is that average.
     `batch_size` counts views.
     """
-    views = features.num_views if num_views is None else min(num_views, features.num_views)
+    views = features.num_common_views if num_views is None else min(num_views, features.num_common_views)
     clips = max(1, batch_size // views)
     positions = np.arange(len(features))
     batches = [positions[start : start + clips] for start in range(0, len(positions), clips)]

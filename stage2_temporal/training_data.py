@@ -74,7 +74,7 @@ def load_training_data(cache: FeatureCache, config: TrainConfig, device: torch.d
         num_left_out=cache.shape(split)[0] - len(rows),
         validation=validation,
         validation_labels=validation_labels,
-        digest=_digest((rows, labels), (validation_rows, validation_labels)),
+        digest=_digest((rows, labels), (validation_rows, validation_labels), uneven=_uneven(features)),
     )
 
 
@@ -114,8 +114,14 @@ def _nothing_to_learn(cache: FeatureCache, split: str, labels: Labels) -> str:
     )
 
 
-def _digest(*parts: tuple[Rows, Labels]) -> str:
-    digest = hashlib.sha256()
+def _uneven(features: Features) -> Rows | None:
+    """Views of each clip; None where all have the same number."""
+    counts = features.view_counts
+    return None if features.num_common_views == features.num_views else counts
+
+
+def _digest(*parts: tuple[Rows, Labels], uneven: Rows | None = None) -> str:
+    digest = hashlib.sha256(b"" if uneven is None else uneven.astype("<i8").tobytes())
     for rows, labels in parts:
         digest.update(rows.astype("<i8").tobytes())
         for head in sorted(labels):

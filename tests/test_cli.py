@@ -349,3 +349,26 @@ def test_an_import_that_makes_no_sense_is_one_line(vivit: Vivit, tmp_path: Path)
     for arguments in (["import-weights", text], ["import-weights", text, "--heads", "noun"]):
         code, _, err = vivit(*arguments)
         assert (code in (1, 2), err.count("Traceback"), err.startswith("error: ")) == (True, 0, True)
+
+
+def test_verify_says_whole_or_what_is_wrong_and_how_to_go_on(
+    vivit: Vivit, extracted: Path, video_folder: Path
+) -> None:
+    code, out, err = vivit("verify", "--sample", "2", "--data-root", video_folder, "--device", "cpu")
+    assert (code, err.count("findings")) == (0, 0)
+    assert "of 2 clips computed anew 2 are equal bit for bit" in out
+    assert "the cache is whole" in out
+    shard = extracted / "train/features/c/1/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    code, out, err = vivit("verify")
+    assert code == 1
+    assert "train block 1 view 0: train/features/c/1/0/0/0 has" in err
+    assert "`vivit verify --repair`" in out
+    code, out, _ = vivit("verify", "--repair")
+    assert code == 1
+    assert "repaired: 1 bad entries were taken out of the ledger; run the same `vivit extract`" in out
+    code, out, _ = vivit("verify", "--json")
+    assert (code, json.loads(out)["missing"]) == (1, "train lacks 1 of 2 blocks (3 of 7 clips)")
+    assert vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL)[0] == 0
+    code, out, _ = vivit("verify", "--json")
+    assert (code, json.loads(out)["whole"], json.loads(out)["findings"]) == (0, True, [])
