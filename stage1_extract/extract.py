@@ -100,7 +100,7 @@ def extract_all(configs: Sequence[ExtractConfig], manifest: Manifest) -> list[Ex
         return extract_with([create_encoder(config) for config in configs], configs, manifest)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"interrupted: what was committed to {first.cache} stays, the block in work was dropped. "
+            f"interrupted: what was committed to {first.cache} stays, blocks that were not finished are dropped. "
             "Run the same command again to go on"
         ) from None
 

@@ -37,6 +37,8 @@ CRASHES_BEFORE_SINGLE = 2
 LOSSES = 5
 """Times that a job is begun again because a node, its memory or its results were lost."""
 _BEAT_SEC = 1.0
+_STDERR = 2
+"""The descriptor: in a worker `sys.stderr` may be no file."""
 _WAIT_SEC, _GET_SEC = 5.0, 30.0
 
 
@@ -50,10 +52,10 @@ def decode_job(
     limit_sec = HANG_FACTOR * settings[0].timeout_sec
 
     def beat() -> None:
-        while not stop.wait(_BEAT_SEC):
-            if watch.silent_sec < limit_sec:
-                faulthandler.dump_traceback_later(limit_sec, exit=True)
+        while watch.silent_sec < limit_sec and not stop.wait(_BEAT_SEC):
+            faulthandler.dump_traceback_later(limit_sec, exit=True, file=_STDERR)
 
+    faulthandler.dump_traceback_later(limit_sec, exit=True, file=_STDERR)
     keeper = threading.Thread(target=beat, name="beat", daemon=True)
     keeper.start()
     try:
@@ -90,9 +92,8 @@ class RayCropStream:
         self._ray, self._data_root, self._settings = ray, data_root, settings
         self._processes, self._budget_bytes = processes, budget_bytes
         self._running: deque[_Job] = deque()
-        self._decode = ray.remote(decode_job).options(
-            num_cpus=1, num_gpus=0, max_retries=0, name="decode", scheduling_strategy=_near(ray)
-        )
+        self._decode = ray.remote(decode_job)
+        self._near = _near(ray)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +125,15 @@ class RayCropStream:
         left = job.clips[job.taken :]
         room = self._budget_bytes // (self._processes * clip_bytes(self._settings, left[0].split))
         ahead = max(1, min(CLIPS_PER_JOB, room))
-        task = self._decode.options(num_returns="streaming", _generator_backpressure_num_objects=ahead)
+        task = self._decode.options(
+            name="decode",
+            num_cpus=1,
+            num_gpus=0,
+            max_retries=0,
+            num_returns="streaming",
+            scheduling_strategy=self._near,
+            _generator_backpressure_num_objects=ahead,
+        )
         job.results = task.remote(self._data_root, left, self._settings)
         return job
 

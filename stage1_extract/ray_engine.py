@@ -51,6 +51,7 @@ _START_SEC = 900.0
 _WAIT_SEC, _GET_SEC = 5.0, 60.0
 _PULSE_SEC = 1.0
 _GROW_SEC = 10.0
+_DRAIN_SEC = 60.0
 
 
 @dataclass(eq=False)
@@ -186,16 +187,37 @@ class RayWorkers:
                 if slot.is_ready:
                     slot.is_ready = False
                     self._open(slot)
-            while self._todo or any(slot.tasks for slot in self._slots):
-                self._grow()
-                self._hand_out()
-                self._ask_for_pulses()
-                self._step()
+            try:
+                while self._todo or self._num_in_work:
+                    self._grow()
+                    self._hand_out()
+                    self._ask_for_pulses()
+                    self._step()
+            except KeyboardInterrupt:
+                self._drain()
+                raise
         if self._failed:
             raise BlockError(
                 f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {caches[0].path}: "
                 f"{', '.join(map(str, self._failed))}. The others stay; run the same command again to try these"
             )
+
+    @property
+    def _num_in_work(self) -> int:
+        return sum(len(slot.tasks) for slot in self._slots)
+
+    def _drain(self) -> None:
+        """Let the blocks in work be committed, for some time."""
+        if not self._num_in_work:
+            return
+        logger.warning(
+            "interrupted: the blocks in work (%d) are finished first, for at most %d s; once more stops at once",
+            self._num_in_work, _DRAIN_SEC,
+        )  # fmt: skip
+        deadline = time.monotonic() + _DRAIN_SEC
+        while self._num_in_work and time.monotonic() < deadline:
+            self._ask_for_pulses()
+            self._step()
 
     @contextmanager
     def _marked(self) -> Iterator[Mark]:

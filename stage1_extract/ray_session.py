@@ -139,7 +139,8 @@ def copy_of_package(folder: Path) -> Path:
 
 def placement_on(ray: Any, config: ExtractConfig) -> Placement:
     """The placement on a cluster that runs; ConfigError where workers would wait for cores that it does not have."""
-    resources, nodes = ray.cluster_resources(), sum(bool(node["Alive"]) for node in ray.nodes())
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
     cores = int(resources.get("CPU", 0))
     placement = Placement.of(config, gpus=resources.get("GPU", 0), cores=cores, nodes=nodes)
     needed = 0 if placement.gpus else placement.workers

@@ -30,6 +30,8 @@ from vivit.stage1_extract.ray_decode import RayCropStream
 from vivit.stage1_extract.tally import InWork
 
 _BEAT_SEC = 5.0
+_STDERR = 2
+"""The descriptor: in a worker `sys.stderr` may be no file."""
 _STUCK_SEC = 20.0
 """A worker is never given up sooner."""
 
@@ -155,7 +157,7 @@ def _die_when_stuck(limit_sec: float) -> None:
 
     def beat() -> None:
         while True:
-            faulthandler.dump_traceback_later(limit_sec, exit=True)
+            faulthandler.dump_traceback_later(limit_sec, exit=True, file=_STDERR)
             time.sleep(_BEAT_SEC)
 
     threading.Thread(target=beat, name="beat", daemon=True).start()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import pytest
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import BlockError, CacheError, ConfigError
 from vivit.pipeline.feature_cache import FeatureCache
-from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
+from vivit.stage1_extract import ray_decode, ray_engine
 from vivit.stage1_extract.blocks import BlockExtractor, torch_threads
+from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, crop_clips
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract, extract_on_ray
 from vivit.stage1_extract.ray_session import Placement, ray_session
@@ -91,6 +94,7 @@ def test_two_workers_write_what_one_process_writes(
     assert set(summary.limits) == {"decode", "encode", "write"}
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("session")
 def test_a_killed_worker_is_replaced_and_a_failing_block_is_tried_three_times_and_named(
     video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
@@ -125,6 +129,7 @@ def test_a_killed_worker_is_replaced_and_a_failing_block_is_tried_three_times_an
     assert files_of(cache) == files_of(finished)
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("session")
 def test_a_clip_that_kills_its_process_is_found_and_its_neighbours_have_features(
     video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
@@ -149,6 +154,131 @@ def test_a_clip_that_kills_its_process_is_found_and_its_neighbours_have_features
     again = config_for(video_folder, summary.cache, retry_failed=True)
     assert extract(again, manifest).failures == []
     assert files_of(summary.cache) == files_of(finished)
+
+
+def decode_processes() -> list[int]:
+    """Processes of Ray that decode at this moment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::decode"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("session")
+def test_decode_processes_make_the_same_bytes_also_when_some_are_killed(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+    is_over = threading.Event()
+
+    def kill() -> None:
+        """Some, with a pause in between, so that no clip meets it twice."""
+        while len(killed) < 3 and not is_over.is_set():
+            for process in set(decode_processes()) - set(killed):
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+                is_over.wait(1.0)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        config = config_for(video_folder, tmp_path / "c.zarr", decode_workers=1)
+        summary = extract(config, manifest)
+    finally:
+        is_over.set()
+        killer.join()
+    assert killed
+    assert summary.failures == []
+    assert files_of(summary.cache) == files_of(finished)
+
+
+CROPS = CropSettings(views=VIEWS, seed=0, interpolation="bilinear", timeout_sec=2.0)
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize("death", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_a_clip_that_ends_its_decode_process_is_found_among_the_clips_of_its_video(
+    video_folder: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    """`hangs`: in native code that keeps the interpreter's lock."""
+    video = "train/a/clip0.mp4"
+    clips = [
+        Clip(clip_id=str(i), split="train", video=video, start_sec=i / 5, end_sec=(i + 1) / 5)
+        for i in range(3)
+    ]
+
+    def deadly(data_root: Any, clips: Any, settings: Any) -> Iterator[ClipCrops]:
+        import ctypes
+
+        from vivit.stage1_extract import ray_decode
+
+        def crops(*args: Any, **options: Any) -> Iterator[ClipCrops]:
+            for item in crop_clips(*args, **options):
+                if item.clip.clip_id == "1" and death == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if item.clip.clip_id == "1":
+                    ctypes.PyDLL(None).sleep(1000)
+                yield item
+
+        ray_decode.crop_clips = crops
+        yield from ray_decode.decode_job(data_root, clips, settings)  # there it is the real one
+
+    monkeypatch.setattr(ray_decode, "decode_job", deadly)
+    with ray_decode.RayCropStream(video_folder, [CROPS], processes=1, budget_bytes=0) as stream:
+        items = list(stream.read([clips]))
+    assert [item.result.outcome for item in items] == ["short", "crashed", "short"]
+    assert (
+        items[1].result.message == "the process that decoded it died or hung, also when it read nothing else"
+    )
+    for item, alone in zip(items, crop_clips(video_folder / video, clips, CROPS), strict=True):
+        if item.crops is not None:
+            np.testing.assert_array_equal(item.crops, alone.crops)
+
+
+@pytest.mark.usefixtures("session")
+def test_a_worker_that_cannot_encode_is_found_before_anything_is_begun(
+    video_folder: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    class Broken(BlockExtractor):
+        def compute(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(
+        BlockError,
+        match=r"a worker \(.*\) cannot read, decode and encode the first clip: RuntimeError: no kernel",
+    ):
+        extract_on_ray([config_for(video_folder, tmp_path / "c.zarr")], manifest, extractor=Broken)
+    assert not list((tmp_path / "c.zarr").glob("ledger/*/*.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.usefixtures("session")
+def test_a_worker_stuck_in_native_code_is_replaced(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    """It keeps the interpreter's lock, so that no Python code of its process can notice."""
+    stuck = tmp_path / "stuck"
+
+    class Stuck(BlockExtractor):
+        def commit(self, computed: Any) -> None:
+            import ctypes
+
+            if not stuck.exists():
+                stuck.touch()
+                ctypes.PyDLL(None).sleep(1000)
+            super().commit(computed)
+
+    config = config_for(video_folder, tmp_path / "c.zarr", clip_timeout_sec=5.0)
+    extract_on_ray([config], manifest, extractor=Stuck)
+    assert stuck.exists()
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +312,7 @@ def run_cli(root: Path, workdir: Path, *options: str) -> "subprocess.Popen[str]"
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -291,6 +422,7 @@ def test_a_cluster_of_two_nodes_writes_what_one_process_writes(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_node_that_is_lost_takes_nothing_with_it(
     cluster: Any,
     video_folder: Path,
@@ -326,3 +458,72 @@ def test_a_node_that_is_lost_takes_nothing_with_it(
     assert "a worker was lost and is replaced" in caplog.text
     assert files_of(tmp_path / "c.zarr") == files_of(finished)
     assert first.node_id != lost
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_node_that_joins_late_gets_a_worker_and_the_package(
+    cluster: Any,
+    video_folder: Path,
+    manifest: Manifest,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first worker waits for the second, on a node that is added when the first is at work."""
+    monkeypatch.setattr(ray_engine, "_GROW_SEC", 0.5)
+    cluster.add_node(num_cpus=1, num_gpus=0)
+    cluster.wait_for_nodes()
+
+    class Together(BlockExtractor):
+        def compute(self, work: Any, *args: Any, **options: Any) -> Any:
+            import ray
+
+            import vivit
+
+            place = tmp_path / ray.get_runtime_context().get_node_id()
+            place.write_text(str(vivit.__file__))
+            while (
+                len(work.rows) > 1 and len(list(tmp_path.glob("[0-9a-f]" * 56))) < 2
+            ):  # not in the preflight
+                time.sleep(0.01)
+            return super().compute(work, *args, **options)
+
+    config = config_for(video_folder, tmp_path / "c.zarr", address=cluster.address, workers=None)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(extract_on_ray, [config], manifest, extractor=Together)
+        while not list(tmp_path.glob("[0-9a-f]" * 56)) and not run.done():
+            time.sleep(0.01)
+        cluster.add_node(num_cpus=1, num_gpus=0)
+        (summary,) = run.result()
+    places = list(tmp_path.glob("[0-9a-f]" * 56))
+    assert len(places) == len(summary.workers) == 2
+    assert all("runtime_resources" in place.read_text() for place in places)
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_worker_killed_for_its_memory_is_replaced(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's memory monitor does it, told that the machine is full with 2 GB more than are in use."""
+    psutil = pytest.importorskip("psutil")
+    ray.shutdown()
+    memory = psutil.virtual_memory()
+    share = (memory.total - memory.available + (3 << 30)) / memory.total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{share:.3f}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    greedy = tmp_path / "greedy"
+
+    class Greedy(BlockExtractor):
+        def commit(self, computed: Any) -> None:
+            if not greedy.exists():
+                greedy.touch()
+                held = np.ones(5 << 27)  # 5 GiB
+                time.sleep(60 + 0 * held[0])
+            super().commit(computed)
+
+    extract_on_ray([config_for(video_folder, tmp_path / "c.zarr")], manifest, extractor=Greedy)
+    assert greedy.exists()
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
