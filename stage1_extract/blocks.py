@@ -192,7 +192,7 @@ class BlockExtractor:
     ) -> ComputedBlock:
         """Features of the next clips of `crops`, which are those of the work; time is added to `seconds` as it passes."""
         total, before = seconds or Seconds(), replace(seconds or Seconds())
-        vectors = _Vectors(self._encoder, work.shape(self._cache))
+        vectors = _Vectors(self._encoder, work.split, work.shape(self._cache))
         records: list[ClipRecord] = []
         encoded = 0
         for at in range(len(work.rows)):
@@ -302,17 +302,28 @@ def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) ->
     return halves
 
 
+def encode_clip(encoder: SpatialEncoder, split: str, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Vectors [view, time, dim] of the crops [view, frame, height, width, channel] of one clip.
+
+    Training views go through the encoder one at a time: how many of them there are, and which were appended later, then
+    changes no bit of any. The grid of the other splits, whose size is fixed, goes through together.
+    """
+    if split != "train":
+        return encoder.encode(crops)
+    return torch.cat([encoder.encode(view[None]) for view in crops])
+
+
 class _Vectors:
     """The encoder's output for one block, left on the device until all of it has been asked for."""
 
-    def __init__(self, encoder: SpatialEncoder, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, encoder: SpatialEncoder, split: str, shape: tuple[int, int, int, int]) -> None:
         """`shape`: (clip, view, time, dim)."""
-        self._encoder, self._shape = encoder, shape
+        self._encoder, self._split, self._shape = encoder, split, shape
         self._vectors: dict[int, torch.Tensor] = {}
 
     def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
         """Encode the crops [view, frame, height, width, channel] of one clip."""
-        self._vectors[row] = self._encoder.encode(crops)
+        self._vectors[row] = encode_clip(self._encoder, self._split, crops)
 
     def features(self) -> npt.NDArray[np.float32]:
         """Features [clip, view, time, dim]; zeros for clips that were not added."""

@@ -14,7 +14,7 @@ from vivit.pipeline.checkpoint import is_checkpoint, model_file
 from vivit.pipeline.errors import WeightsError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache, library_versions
 from vivit.pipeline.progress import Progress
-from vivit.stage1_extract.blocks import machine, torch_threads
+from vivit.stage1_extract.blocks import encode_clip, machine, torch_threads
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
 from vivit.stage1_extract.encoder import SpatialEncoder
 
@@ -145,7 +145,7 @@ def _compare(
         )
         return replace(made, problem=problem)
     with torch_threads(_threads(abouts[0])):
-        now = encoder.encode(item.crops[:count]).cpu().numpy().astype(np.float16)
+        now = encode_clip(encoder, split, item.crops[:count]).cpu().numpy().astype(np.float16)
     stored = cache.read(split, [row], range(count))[0]
     made = replace(
         made,
