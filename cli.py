@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vivit.pipeline.manifest import Manifest
     from vivit.pipeline.storage import Location
     from vivit.stage1_extract.extract import ExtractSummary
+    from vivit.stage1_extract.pack import PackSummary
     from vivit.stage1_extract.verify import VerifyReport
     from vivit.stage2_temporal.evaluation import Evaluation
 
@@ -59,7 +60,8 @@ Trained = Annotated[
     ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="ek100, or folder for <class>/<video>.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
     str | None,
@@ -201,9 +203,9 @@ DecodeThreads = Annotated[
     int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
 ]
 DataRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the videos. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+        help="Folder of the videos, or s3://bucket/folder. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
         rich_help_panel=_DATA,
     ),
 ]
@@ -290,10 +292,12 @@ def demo(
 
 @app.command(
     epilog="[b]Examples:[/] vivit prepare ek100 --data-root /data/EPIC-KITCHENS\n\n"
-    "vivit prepare folder --data-root my_videos"
+    "vivit prepare folder --data-root my_videos\n\nvivit prepare webdataset --data-root s3://bucket/tars"
 )
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="ek100, or folder for <class>/<video>.")],
+    dataset: Annotated[
+        str, typer.Argument(help="ek100, folder for <class>/<video>, or webdataset for tars.")
+    ],
     data_root: DataRoot = None,
     annotations: Annotations = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
@@ -302,11 +306,62 @@ def prepare(
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.workspace import Workspace
 
-    manifest, root = read_dataset(dataset, data_root, annotations)
+    manifest, root = read_dataset(dataset, _data_root(data_root), annotations)
     path = Workspace(workdir).manifests / f"{manifest.dataset}.parquet"
     manifest.write(path)
     _print_manifest(manifest, root)
     print(f"wrote {path}")
+
+
+@app.command(
+    epilog="[b]Examples:[/] vivit pack --dataset folder --data-root my_videos --out packed\n\n"
+    "vivit pack --dataset ek100 --out packed --resize 256   [dim]# smaller videos, without sound[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# then[/]"
+)
+def pack(
+    out: Annotated[str, typer.Option(help="Folder of the shards, or s3://bucket/folder.")],
+    dataset: Dataset = None,
+    manifest: ManifestFile = None,
+    data_root: DataRoot = None,
+    annotations: Annotations = None,
+    shard_size_mb: Annotated[
+        int | None,
+        typer.Option(help="Size in MiB that a shard does not exceed. [dim]Default: 1024.[/]"),
+    ] = None,
+    max_count: Annotated[
+        int | None, typer.Option(help="Most samples in a shard. [dim]Default: all that fit.[/]")
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode larger videos anew (H.264, no sound), with a short side of so many pixels. "
+            "[dim]Default: off, all bytes as they are.[/]"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that encode. [dim]Default: one per core.[/]")
+    ] = None,
+    workdir: Workdir = _DEFAULT_WORKDIR,
+) -> None:
+    """Pack the videos of a data set into WebDataset tars, with an index of each and a manifest.
+
+    Every other command reads videos out of these tars in place. The same command again goes on after an interruption,
+    and ends with the same bytes.
+    """
+    from vivit.pipeline.storage import location
+    from vivit.pipeline.workspace import Workspace
+    from vivit.stage1_extract.pack import PackConfig
+    from vivit.stage1_extract.pack import pack as run_pack
+
+    given = _given(shard_size_mb=shard_size_mb, max_count=max_count, resize=resize, threads=threads)
+    target = location(out)
+    clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
+    config = PackConfig(data_root=root, out=target, **given)
+    _print_settings("pack", vars(config))
+    summary = run_pack(config, clips)
+    _print_packed(summary)
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 @app.command(
@@ -544,6 +599,8 @@ def import_weights(
     "vivit extract --manifest clips.csv --weights model.safetensors --num-frames 16\n\n"
     "vivit extract --dataset ek100 --workers 4   [dim]# 4 Ray workers on this machine, a GPU each if there are[/]\n\n"
     "vivit extract --dataset ek100 --address head:6379   [dim]# every GPU of a Ray cluster[/]\n\n"
+    "vivit extract --manifest packed/manifest.parquet   [dim]# videos in tars, of `vivit pack`[/]\n\n"
+    "vivit extract --dataset webdataset --data-root s3://bucket/tars   [dim]# tars of others[/]\n\n"
     "vivit extract --dataset ek100 --part 2/8   [dim]# one of 8 jobs of an array[/]\n\n"
     "vivit extract --dataset ek100 --backbone warm-up   [dim]# the spatial half of the run warm-up[/]"
 )
@@ -553,10 +610,10 @@ def extract(
     data_root: DataRoot = None,
     annotations: Annotations = None,
     backbone: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="vit_ti16, vit_s16, vit_b16, vit_l16, ... or any timm id; or the spatial half of a model file or of a "
-            "`pretrain` run. [dim]Default: vit_b16.[/]",
+            "`pretrain` run. Several times: a cache for each, clips decoded once. [dim]Default: vit_b16.[/]",
             rich_help_panel=_ENCODER,
         ),
     ] = None,
@@ -641,6 +698,14 @@ def extract(
         ),
     ] = None,
     decode_threads: DecodeThreads = None,
+    decode_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that decode for each Ray worker, on any node with free cores; 0 is its own threads. "
+            "[dim]Default: 0.[/]",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     clip_timeout: Annotated[
         float | None,
         typer.Option(
@@ -667,6 +732,14 @@ def extract(
             rich_help_panel=_RUNNING,
         ),
     ] = False,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress.",
+            metavar="FILE",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = None,
     device: Device = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
@@ -675,33 +748,48 @@ def extract(
     The same command again goes on after an interruption, and ends with the same bytes. Defaults of views are those of
     Kinetics; ek100 has stride 1 and 4 x 1 test views.
     """
+    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace, file_name
     from vivit.stage1_extract.config import ExtractConfig, describe
-    from vivit.stage1_extract.extract import extract as run_extract
+    from vivit.stage1_extract.extract import extract_all
 
-    clips, root = _clips(dataset, manifest, data_root, annotations, Workspace(workdir))
-    backbone = _run_or(backbone or ExtractConfig.backbone, Workspace(workdir))
-    spec = _views(
-        clips.dataset, backbone, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
-        scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
-    )  # fmt: skip
-    name = cache or f"{file_name(clips.dataset)}-{file_name(backbone)}"
-    config = ExtractConfig(
-        cache=_cache_at(name, Workspace(workdir)),
-        data_root=root,
-        views=spec,
-        more_views=_more(views),
-        **_given(
-            backbone=backbone, weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
-            block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
-            max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers, address=address,
-            gpus_per_worker=gpus_per_worker, torch_threads=torch_threads,
-        ),
-    )  # fmt: skip
-    _print_settings("extract", describe(config))
-    summary = run_extract(config, clips)
-    _print_extracted(summary)
-    if summary.failures:
+    workspace = Workspace(workdir)
+    clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
+    backbones = [_run_or(name, workspace) for name in backbone or [ExtractConfig.backbone]]
+    if len(backbones) > 1 and (cache or weights not in (None, "pretrained", "random")):
+        raise ConfigError(
+            "--cache and a --weights file belong to one --backbone: leave them out, or give one"
+        )
+    configs = []
+    for name in backbones:
+        spec = _views(
+            clips.dataset, name, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
+            scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
+        )  # fmt: skip
+        named = cache or f"{file_name(clips.dataset)}-{file_name(name)}"
+        config = ExtractConfig(
+            cache=_cache_at(named, workspace),
+            data_root=root,
+            views=spec,
+            more_views=_more(views),
+            backbone=name,
+            **_given(
+                weights=weights, seed=seed, device=device, precision=precision, batch_size=batch_size,
+                block_size=block_size, codec=codec, decode_threads=decode_threads, clip_timeout_sec=clip_timeout,
+                max_failures=max_failures, retry_failed=retry_failed, part=_part(part), workers=workers,
+                address=address, gpus_per_worker=gpus_per_worker, torch_threads=torch_threads,
+                decode_workers=decode_workers, log_json=log_json,
+            ),
+        )  # fmt: skip
+        _print_settings("extract", describe(config))
+        configs.append(config)
+    summaries = extract_all(configs, clips)
+    for summary in summaries:
+        _print_extracted(summary)
+    _print_workers(summaries[0])
+    left = [summary.missing for summary in summaries if summary.missing]
+    print(f"left to the other parts: {left[0]}" if left else "next: vivit train-temporal")
+    if any(summary.failures for summary in summaries):
         raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
@@ -1035,10 +1123,10 @@ def predict(
 def _clips(
     dataset: str | None,
     manifest: str | None,
-    data_root: Path | None,
+    data_root: str | None,
     annotations: Path | None,
     workspace: Any,
-) -> "tuple[Manifest, Path]":
+) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
     from vivit.pipeline.datasets import read_dataset
     from vivit.pipeline.errors import ConfigError
@@ -1046,14 +1134,12 @@ def _clips(
     from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
-        raise ConfigError("pass either --dataset NAME (ek100, folder) or --manifest FILE")
+        raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
     if manifest is not None:
         file = location(manifest)
-        if data_root is None and not isinstance(file, Path):
-            raise ConfigError(f"where are the videos of {file}? pass their folder with --data-root")
-        return Manifest.read(file), data_root or Path(manifest).resolve().parent
+        return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
-    clips, root = read_dataset(dataset, data_root, annotations)
+    clips, root = read_dataset(dataset, _data_root(data_root), annotations)
     clips.write(workspace.manifests / f"{clips.dataset}.parquet")
     return clips, root
 
@@ -1065,7 +1151,14 @@ def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Lo
     return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
 
 
-def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
+def _data_root(text: str | None) -> "Location | None":
+    """The folder or URL that was given."""
+    from vivit.pipeline.storage import location
+
+    return None if text is None else location(text)
+
+
+def _clips_of_run(run: Path, data_root: str | None) -> "tuple[Manifest, Location]":
     """The manifest that a run of `pretrain` was trained on, and the folder of its videos."""
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
@@ -1078,7 +1171,7 @@ def _clips_of_run(run: Path, data_root: Path | None) -> "tuple[Manifest, Path]":
         )
     about = RunFolder(run).read_config()
     path = _say("manifest of the run", location(about["manifest"]))
-    return Manifest.read(path), data_root or Path(about["data_root"])
+    return Manifest.read(path), location(data_root or about["data_root"])
 
 
 def _views(dataset: str, backbone: str, **given: Any) -> Any:
@@ -1236,7 +1329,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _print_manifest(manifest: "Manifest", root: Path) -> None:
+def _print_manifest(manifest: "Manifest", root: "Location") -> None:
     missing = manifest.missing_videos(root)
     rows = []
     for split in manifest.splits:
@@ -1252,25 +1345,49 @@ def _print_manifest(manifest: "Manifest", root: Path) -> None:
         print(f"{len(missing)} videos are missing:{shown}" + ("\n  ..." if len(missing) > 20 else ""))
 
 
-def _print_extracted(summary: "ExtractSummary") -> None:
-    from vivit.pipeline.progress import format_duration
+def _print_packed(summary: "PackSummary") -> None:
+    for video in summary.failed[:20]:
+        print(f"  {video.outcome}: {video.video} ({video.num_clips} clips): {video.reason}", file=sys.stderr)
+    if len(summary.failed) > 20:
+        print(f"  ... and {len(summary.failed) - 20} more videos", file=sys.stderr)
+    _table("shards", ["split", "tars"], [[split, str(count)] for split, count in summary.shards.items()])
+    kept = f" ({summary.shards_kept} tars were there already)" if summary.shards_kept else ""
+    size = f"{summary.size_bytes / 1e6:.1f} MB"
+    print(f"{summary.out}: {summary.num_videos} videos with {summary.num_clips} clips, {size}{kept}")
+    print(f"next: vivit extract --manifest {summary.manifest}")
 
+
+def _print_extracted(summary: "ExtractSummary") -> None:
     for split, record in summary.failures[:20]:
         print(f"  {record.outcome}: {record.clip_id} ({split}): {record.message}", file=sys.stderr)
     if len(summary.failures) > 20:
-        print(f"  ... and {len(summary.failures) - 20} more, in {summary.cache / 'ledger'}", file=sys.stderr)
+        print(f"  ... and {len(summary.failures) - 20} more", file=sys.stderr)
     total = sum(summary.clips.values())
     _table("outcomes", ["outcome", "clips"], [[name, str(n)] for name, n in summary.outcomes.most_common()])
-    if summary.blocks_done:
-        rate = summary.crops / summary.seconds
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary.limits.items())
-        print(
-            f"{summary.crops} frame crops in {format_duration(summary.seconds)}, {rate:.1f} crops/s (time: {shares})"
-        )
-    else:
+    print(
+        f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB (of every clip: outcomes.parquet)"
+    )
+
+
+def _print_workers(summary: "ExtractSummary") -> None:
+    from vivit.pipeline.progress import format_duration
+
+    if not summary.crops:
         print("nothing to do: " + ("this part was complete" if summary.missing else "the cache was complete"))
-    print(f"{summary.cache}: {total} clips, {summary.size_bytes / 1e6:.1f} MB")
-    print(f"left to the other parts: {summary.missing}" if summary.missing else "next: vivit train-temporal")
+        return
+    rows = [
+        [
+            worker["worker"], str(worker["blocks"]), str(worker["clips"]), f"{worker['clips_per_sec']:.2f}",
+            f"{worker['crops_per_sec']:.1f}", *(f"{share:.0%}" for share in worker["shares"].values()),
+        ]
+        for worker in summary.workers
+    ]  # fmt: skip
+    columns = ["worker", "blocks", "clips", "clips/s", "crops/s", "decode", "encode", "write"]
+    _table("workers, and the shares of their time", columns, rows)
+    print(
+        f"{summary.crops} frame crops in {format_duration(summary.seconds)}, "
+        f"{summary.crops / summary.seconds:.1f} crops/s; {summary.advice}"
+    )
 
 
 def _print_verified(report: "VerifyReport") -> None:

@@ -69,7 +69,7 @@ def bench(backbone: str, precision: str, options: argparse.Namespace, folder: Pa
             cache=folder / f"{backbone}-{precision}-{number}.zarr", data_root=folder, views=views,
             decode_threads=options.decode_threads,
         )  # fmt: skip
-        summary = extract_with(encoder, config, manifest)
+        (summary,) = extract_with([encoder], [config], manifest)
         ours.append(summary.crops / summary.seconds)
         limits.append(summary.limits["decode"])
     ratios = [a / b for a, b in zip(ours, bare, strict=True)]

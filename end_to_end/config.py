@@ -35,7 +35,7 @@ class PretrainConfig(TemporalOptions, Optimisation):
 
     manifest: Location
     """Manifest of the clips."""
-    data_root: Path
+    data_root: Location
     """Folder that the manifest's video paths start from."""
     run: Path
     """Run folder to write, or to go on with."""

@@ -13,6 +13,7 @@ from vivit.end_to_end.video_logits import video_logits
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import Manifest
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage1_extract.extract import check_videos
@@ -29,7 +30,7 @@ class VideoEvaluateConfig:
 
     run: Path
     """Run folder, or a model file."""
-    data_root: Path
+    data_root: Location
     """Folder that the manifest's video paths start from."""
     split: str = "validation"
     """Split to evaluate."""

@@ -15,6 +15,7 @@ from vivit.pipeline.cache_settings import CacheSettings
 from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, model_file, resize_for
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError
+from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
@@ -45,7 +46,7 @@ class Predictor:
         return [f"{head} {i}" for i in range(classes)] if isinstance(classes, int) else classes
 
     def reading(
-        self, data_root: Path, *, device: str = "auto", precision: str = "auto", threads: int = 0
+        self, data_root: Location, *, device: str = "auto", precision: str = "auto", threads: int = 0
     ) -> Reading:
         """How videos below `data_root` are read for the model, which is brought to the device."""
         place = resolve_device(device)

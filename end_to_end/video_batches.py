@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vivit.pipeline.manifest import UNKNOWN, Clip
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream
 from vivit.stage1_extract.encoder import Normalise
 from vivit.stage2_temporal.loader import Rows, epoch_order, read_ahead
@@ -49,7 +49,7 @@ class VideoBatches:
         self,
         clips: Sequence[Clip],
         labels: Mapping[str, npt.NDArray[np.int32]],
-        data_root: Path,
+        data_root: Location,
         settings: CropSettings,
         *,
         batch_size: int,

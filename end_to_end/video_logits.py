@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from vivit.pipeline.device import autocast
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.clip_reader import CropSettings, CropStream
 from vivit.stage1_extract.encoder import Normalise
 from vivit.stage2_temporal.scoring import Average, averaged
@@ -22,7 +22,7 @@ from vivit.stage2_temporal.scoring import Average, averaged
 class Reading:
     """How videos are read for a model."""
 
-    data_root: Path
+    data_root: Location
     settings: CropSettings
     normalise: Normalise
     device: torch.device

@@ -181,7 +181,7 @@ def _array_findings(cache: FeatureCache, split: str) -> list[Finding]:
     chunks = {"chunk_shape": [cache.settings.block_size, 1, times, dim]}
     # Views that are all there may be published in the array, and not yet in the group.
     shapes = [[clips, views.stop, times, dim] for views in cache.view_ranges(split)]
-    wanted = {
+    wanted: dict[str, list[Any]] = {
         "node_type": ["array"],
         "data_type": [cache.settings.dtype],
         "shape": [shape for shape in shapes if shape[1] >= cache.shape(split)[1]],

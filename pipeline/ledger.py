@@ -23,6 +23,11 @@ class ClipRecord:
         """Whether features were made."""
         return Outcome(self.outcome).usable
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the clip was lost."""
+        return Outcome(self.outcome).complete
+
 
 @dataclass(frozen=True)
 class LedgerEntry:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.errors import DataError
 from vivit.pipeline.storage import Location, Url
+from vivit.pipeline.video_location import missing_videos
 from vivit.pipeline.workspace import storage_errors, write_atomically
 
 SPLITS = ("train", "validation", "test")
@@ -42,7 +42,7 @@ class Clip:
     split: str
     """`train`, `validation` or `test`."""
     video: str
-    """Path below the data root."""
+    """Path below the data root, or a URL; of a member of a tar, `shard.tar::member`."""
     start_sec: float | None = None
     """Seconds from the first frame of the video; None means its beginning."""
     end_sec: float | None = None
@@ -111,11 +111,9 @@ class Manifest:
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
-    def missing_videos(self, data_root: Path) -> list[str]:
+    def missing_videos(self, data_root: Location) -> list[str]:
         """Videos that are not below `data_root`, each once, in row order."""
-        videos = dict.fromkeys(clip.video for clip in self.clips)
-        # Path.exists raises for a name that is too long; os.path.exists says False.
-        return [video for video in videos if not os.path.exists(data_root / video)]
+        return missing_videos(data_root, (clip.video for clip in self.clips))
 
     def to_table(self) -> pa.Table:
         """The manifest as Arrow: core columns, `label/<head>`, then the source's own columns."""

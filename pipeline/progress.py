@@ -2,10 +2,11 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -53,11 +54,27 @@ def _rate_and_eta(done: float, total: float, elapsed: float, unit: str) -> str:
     return f"{rate:.1f} {unit}/s, {left} left" if done < total else f"{rate:.1f} {unit}/s"
 
 
+class _Bar(RichProgress):
+    """A bar with something below it."""
+
+    def __init__(
+        self, *columns: ProgressColumn, details: Callable[[], RenderableType] | None, **options: Any
+    ) -> None:
+        self._details = details
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn some times a second."""
+        yield from super().get_renderables()
+        if self._details is not None:
+            yield self._details()
+
+
 class Progress:
     """Count `total` units of work; use as a context manager.
 
     `unit` names what is counted, in the plural (`clips`). `advance` takes an optional status that is shown behind
-    the rate, for example what limits the run.
+    the rate, for example what limits the run. `details` gives what a terminal shows below the bar.
     """
 
     def __init__(
@@ -68,7 +85,9 @@ class Progress:
         *,
         console: Console | None = None,
         is_shown: bool = True,
+        details: Callable[[], RenderableType] | None = None,
     ) -> None:
+        self._details = details
         self._is_shown = is_shown
         self._console = console or Console(stderr=True, soft_wrap=True)
         self._description, self._total, self._unit = description, total, unit
@@ -79,7 +98,7 @@ class Progress:
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
         if self._is_shown and self._console.is_terminal:
-            self._bar = RichProgress(
+            self._bar = _Bar(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -88,6 +107,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[status]}"),
                 console=self._console,
+                details=self._details,
             )
             self._bar.start()
             self._task = self._bar.add_task(self._description, total=self._total, status="")
@@ -95,11 +115,15 @@ class Progress:
 
     def advance(self, count: int = 1, status: str | None = None) -> None:
         """`count` more units are done."""
-        self._done += count
+        self.set(self._done + count, status)
+
+    def set(self, done: int, status: str | None = None) -> None:
+        """`done` units are done now: fewer than before where work was lost."""
+        self._done = done
         if status is not None:
             self._status = status
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, status=self._status)
+            self._bar.update(self._task, completed=done, status=self._status)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_SEC:
             self._line()
 

@@ -172,9 +172,12 @@ class Url:
 
         return self._ask("read", read)
 
-    def open_binary(self) -> BinaryIO:
-        """A seekable file to read, which fetches what is asked for in large pieces; FileNotFoundError."""
-        return cast(BinaryIO, _ObjectFile(self))
+    def open_binary(self, start: int = 0, size: int | None = None) -> BinaryIO:
+        """A seekable file to read, which fetches what is asked for in large pieces; FileNotFoundError.
+
+        Of the whole object, or of `size` bytes of it from `start` on: then nothing is fetched before it is read.
+        """
+        return cast(BinaryIO, _ObjectFile(self, start, size))
 
     # --- writing ---
 
@@ -285,9 +288,10 @@ def _file_path(text: str) -> Path:
 class _ObjectFile(io.RawIOBase):
     """An object as a file: fetched whole where it is small, else in blocks, the last few of which are kept."""
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, start: int, size: int | None) -> None:
         super().__init__()
-        self._url, self._at, self._size = url, 0, url.size()
+        self._url, self._start, self._at = url, start, 0
+        self._size = url.size() if size is None else size
         self._block_bytes = _WHOLE_BYTES if self._size <= _WHOLE_BYTES else _BLOCK_BYTES
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -338,7 +342,8 @@ class _ObjectFile(io.RawIOBase):
             block = self._blocks.pop(number, None)
             if block is None:
                 offset = number * self._block_bytes
-                block = self._url.read_range(offset, min(self._block_bytes, self._size - offset))
+                size = min(self._block_bytes, self._size - offset)
+                block = self._url.read_range(self._start + offset, size)
             self._blocks[number] = block
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)

@@ -9,7 +9,6 @@ import math
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.picture import quarter_turns
 from vivit.pipeline.video_clip import ClipInWork, ClipResult, ClipSpan, FrameSink
 from vivit.pipeline.video_decoder import OpenVideo, Reader
+from vivit.pipeline.video_location import VideoSource
 from vivit.pipeline.video_pass import FrameRange, Pass, Trouble, count_in, frames_that_come
 from vivit.pipeline.video_source import Failure, Limit, Stopped, source_name
 from vivit.pipeline.video_timeline import TIME_EPSILON_SEC, Timeline
@@ -30,7 +30,7 @@ _END_SLACK_SEC = 0.5
 
 
 def read_clips(
-    source: Path | bytes,
+    source: VideoSource,
     spans: Sequence[ClipSpan],
     sinks: Sequence[FrameSink],
     *,
@@ -41,13 +41,15 @@ def read_clips(
 
     A clip's result and pictures depend on the file, its own span and its own plan, never on the other clips.
     `timeout_sec` bounds the time spent on decoding for one clip (not the sinks' time). After `stop` is set, the
-    iterator ends without results for the clips not finished.
+    iterator ends without results for the clips not finished. A store that cannot be reached is a StorageError, and no
+    result of any clip.
     """
     clips = [ClipInWork(i, span, sink) for i, (span, sink) in enumerate(zip(spans, sinks, strict=True))]
     unfinished = {clip.position for clip in clips}
     try:
         with OpenVideo(source, Limit(timeout_sec, stop or threading.Event())) as video:
             for clip, result in _read(video, clips):
+                video.check_store()
                 unfinished.discard(clip.position)
                 yield clip.position, result
     except Stopped:
@@ -57,7 +59,7 @@ def read_clips(
             yield position, ClipResult(failure.outcome, failure.message)
 
 
-def read_frames(source: Path | bytes, times_sec: Sequence[float] | NDArray[np.float64]) -> NDArray[np.uint8]:
+def read_frames(source: VideoSource, times_sec: Sequence[float] | NDArray[np.float64]) -> NDArray[np.uint8]:
     """The frames [time, height, width, 3] shown at these seconds; the first or last one for times outside the video."""
     sink = _ShownAt(np.asarray(times_sec, np.float64))
     [(_, result)] = read_clips(source, [ClipSpan()], [sink])
@@ -105,7 +107,7 @@ class VideoInfo:
     height: int
 
 
-def probe(source: Path | bytes, *, timeout_sec: float = 120.0) -> VideoInfo:
+def probe(source: VideoSource, *, timeout_sec: float = 120.0) -> VideoInfo:
     """Reads all packets and decodes the first frame."""
     try:
         with OpenVideo(source, Limit(timeout_sec)) as video:
@@ -126,7 +128,7 @@ def probe(source: Path | bytes, *, timeout_sec: float = 120.0) -> VideoInfo:
         raise _data_error(source, failure) from failure
 
 
-def _data_error(source: Path | bytes, reason: ClipResult | Failure) -> DataError:
+def _data_error(source: VideoSource, reason: ClipResult | Failure) -> DataError:
     return DataError(f"{source_name(source)} cannot be read ({reason.outcome}): {reason.message}")
 
 

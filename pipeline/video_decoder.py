@@ -2,17 +2,19 @@
 
 import contextlib
 import itertools
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO, Self
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
 import av.error
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vivit.pipeline.byte_file import StoreFile, identity_of
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.video_location import VideoSource
 from vivit.pipeline.video_source import (
     Failure,
     Limit,
@@ -27,26 +29,20 @@ _SEEK_FROM_PACKETS = 64
 """A jump over fewer packets reads through them: cheaper than a seek."""
 
 
-_SCANS: dict[tuple[int, ...], tuple[Scan, bool]] = {}
+_SCANS: dict[tuple[Hashable, ...], tuple[Scan, bool]] = {}
 _SCANS_KEPT = 8
-
-
-def _file_key(file: BinaryIO) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or written to; None for bytes in memory."""
-    try:
-        about = os.fstat(file.fileno())
-    except OSError:  # io.UnsupportedOperation
-        return None
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 class OpenVideo:
     """An open video, its first real video stream, and what its packets promise."""
 
-    def __init__(self, source: Path | bytes, limit: Limit) -> None:
+    def __init__(self, source: VideoSource, limit: Limit) -> None:
         self.limit = limit
         with contextlib.ExitStack() as cleanup:
             self._file = cleanup.enter_context(open_source(source))
+            if isinstance(self._file, StoreFile):
+                self.limit = replace(limit, clock=self._file.clock)
+            cleanup.push(self._blame_store)
             self._is_known, is_cut = check_file(self._file)
             self.container = open_container(self._file, is_known=self._is_known)
             cleanup.callback(self._close_container)
@@ -57,10 +53,11 @@ class OpenVideo:
 
     def _scan(self) -> tuple[Scan, bool]:
         """The scan of this very file, remembered: the clips of a long video are read in several passes."""
-        key = _file_key(self._file)
+        key = identity_of(self._file)
         if key is not None and (known := _SCANS.get(key)) is not None:
             return known
         result = scan_packets(self.container, self.stream, self.limit)
+        self.check_store()
         if key is not None:
             _SCANS[key] = result
             for old in list(_SCANS)[:-_SCANS_KEPT]:
@@ -70,8 +67,20 @@ class OpenVideo:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._resources.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
+
+    def check_store(self) -> None:
+        """Raise the StorageError of the store where it failed: what was read of the video since is void."""
+        if isinstance(self._file, StoreFile):
+            self._file.check()
+
+    def _blame_store(self, kind: type[BaseException] | None, *_: object) -> None:
+        """On the way out with an error that a failing store has caused, put the store's in its place."""
+        if kind is not None and issubclass(kind, Exception):
+            self.check_store()
 
     def packets_from(self, ordinal: int) -> "Iterator[Packet[VideoStream]]":
         """The stream's packets from the one of this number or an earlier one, with a decoder that knows nothing."""

@@ -1,7 +1,6 @@
 """Forward passes over an open video: frames get their numbers, clips get their frames, and trouble is noted."""
 
 import heapq
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -125,9 +124,9 @@ class Pass:
         """Each clip when it has got its frames, or cannot get one, and whether it ran out of time."""
         steps = self._reader.steps()
         while self._heap or to_the_end:
-            began = time.monotonic()
+            began = self._video.limit.clock()
             frames = next(steps, None)
-            self._decoding_sec += time.monotonic() - began
+            self._decoding_sec += self._video.limit.clock() - began
             if frames is None or (not self._heap and self._is_over(0.0)):
                 break
             self._tracker.note_damage()
@@ -195,14 +194,14 @@ def frames_that_come(
     tracker = Tracker(video, reader, timeline)
     arrived: list[int] = []
     budget_sec = video.limit.timeout_sec - max(clip.spent_sec for clip in clips)
-    began = time.monotonic()
+    began = video.limit.clock()
     for frames in reader.steps():
         tracker.note_damage()
         arrived.extend(number for frame in frames if (number := tracker.number(frame)) is not None)
-        if time.monotonic() - began > budget_sec:
+        if video.limit.clock() - began > budget_sec:
             return None
         if last is not None and tracker.expected > last:
             break
     for clip in clips:
-        clip.spent_sec += time.monotonic() - began
+        clip.spent_sec += video.limit.clock() - began
     return arrived, tracker.trouble

@@ -1,17 +1,15 @@
-"""From a path or bytes to an open container and its video stream, with all checks that come before decoding.
+"""From a source to an open container and its video stream, with all checks that come before decoding.
 
 FFmpeg is given an open regular file, never a name, and no file that could make it open others.
 """
 
-import errno
 import io
-import os
-import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import av.error
@@ -19,8 +17,13 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from vivit.pipeline.byte_file import NotRegularError, StoreFile, open_regular
 from vivit.pipeline.container import HEAD_BYTES, is_truncated, sniff
+from vivit.pipeline.errors import DataError
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Url
+from vivit.pipeline.tar_index import NotInTarError, open_member
+from vivit.pipeline.video_location import TarVideo, VideoSource
 
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,gif,flv,asf,ogg,mpeg"
 """The demuxers that may open a file: none of them follows names of other files."""
@@ -46,6 +49,8 @@ class Limit:
     timeout_sec: float
     stop: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    """What time is told by; that of a video in a store stands still while its bytes are waited for."""
 
     def check_stop(self) -> None:
         if self.stop.is_set():
@@ -54,34 +59,39 @@ class Limit:
     def check_opening(self) -> None:
         """Opening and scanning serve all clips, and so the limit of one clip holds for both together."""
         self.check_stop()
-        if time.monotonic() - self.started > self.timeout_sec:
+        if self.clock() - self.started > self.timeout_sec:
             raise Failure(Outcome.TIMEOUT, f"reading the packets took more than {self.timeout_sec:g} s")
 
 
-def source_name(source: Path | bytes) -> str:
+def source_name(source: VideoSource) -> str:
     """What messages call it."""
     return f"video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def open_source(source: Path | bytes) -> BinaryIO:
-    """A seekable file of a regular file or of bytes."""
+def open_source(source: VideoSource) -> BinaryIO:
+    """A seekable file of a regular file, an object in a store, a member of a tar, or bytes.
+
+    A store that cannot be reached is no failure of the video: that stays a StorageError.
+    """
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    try:  # without O_NONBLOCK a FIFO would block here for ever
-        handle = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-    ) as error:  # ValueError: a zero byte in the name
-        raise Failure(Outcome.MISSING, f"no such file: {source}") from error
+    try:
+        if isinstance(source, Path):
+            return open_regular(source)
+        if isinstance(source, Url):
+            return cast(BinaryIO, StoreFile(source))
+        return open_member(source.tar, source.member)
+    except FileNotFoundError as error:
+        what = source.tar if isinstance(source, TarVideo) else source
+        raise Failure(Outcome.MISSING, f"no such file: {what}") from error
+    except NotRegularError as error:
+        raise Failure(Outcome.NOT_A_VIDEO, f"not a regular file: {source}") from error
     except OSError as error:
-        is_socket = error.errno == errno.ENXIO
-        raise Failure(Outcome.NOT_A_VIDEO if is_socket else Outcome.UNREADABLE, str(error)) from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise Failure(Outcome.NOT_A_VIDEO, f"not a regular file: {source}")
-    return os.fdopen(handle, "rb", buffering=0)
+        raise Failure(Outcome.UNREADABLE, str(error)) from error
+    except NotInTarError as error:
+        raise Failure(Outcome.UNREADABLE if error.is_there else Outcome.MISSING, str(error)) from error
+    except DataError as error:
+        raise Failure(Outcome.UNREADABLE_CONTAINER, str(error)) from error
 
 
 def check_file(file: BinaryIO) -> tuple[bool, bool]:

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ from vivit.pipeline.feature_cache import FeatureCache, library_versions
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
-from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.clip_reader import (
     ClipCrops,
     ClipViews,
@@ -60,10 +59,10 @@ class Seconds:
         total = self.decode + self.encode + self.write
         return {name: value / total if total else 0.0 for name, value in vars(self).items()}
 
-    def __str__(self) -> str:
-        shares = self.shares
-        limit = max(shares, key=lambda name: shares[name])
-        return f"limited by {limit} ({shares[limit]:.0%} of the time)"
+    @property
+    def limit(self) -> tuple[str, float]:
+        """What took most of the time, and its share."""
+        return max(self.shares.items(), key=lambda item: item[1])
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,8 @@ class Work:
     """Numbers of the views, which are committed together."""
     is_retry: bool = False
     """Whether the block is committed, and only its clips without features are tried again."""
+    targets: tuple[int, ...] = (0,)
+    """The caches of the run that need it, by number."""
 
     def shape(self, cache: FeatureCache) -> tuple[int, int, int, int]:
         """(row, view, time, dim) of its features."""
@@ -84,12 +85,24 @@ class Work:
         return len(self.rows), len(self.views), times, dim
 
 
-def missing_work(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
-    """The blocks that are not committed, in order; with `retry_failed` also those with clips without features.
+def missing_work(
+    caches: Sequence[FeatureCache], *, part: tuple[int, int] | None, retry_failed: bool
+) -> list[Work]:
+    """The blocks that are not committed, in order, each once for all caches that need the same of it.
 
-    `part` (i, n) leaves every n-th block, from the i-th on, with all its views. A clip without features in the first views
-    is not read for appended ones.
+    With `retry_failed` also those with clips without features. `part` (i, n) leaves every n-th block, from the i-th on,
+    with all its views. A clip without features in the first views is not read for appended ones.
     """
+    needed: dict[Work, list[int]] = {}
+    for target, cache in enumerate(caches):
+        for work in _missing_in(cache, part=part, retry_failed=retry_failed):
+            needed.setdefault(work, []).append(target)
+    order = {split: at for at, split in enumerate(caches[0].splits)}
+    works = [replace(work, targets=tuple(targets)) for work, targets in needed.items()]
+    return sorted(works, key=lambda work: (order[work.split], work.views.start, work.block))
+
+
+def _missing_in(cache: FeatureCache, *, part: tuple[int, int] | None, retry_failed: bool) -> Iterator[Work]:
     before = 0
     for split in cache.splits:
         blocks = range(cache.num_blocks(split))
@@ -120,25 +133,60 @@ class BlockReport:
 
     work: Work
     records: list[ClipRecord]
-    """One for each row of the work."""
+    """One for each row of the work; where several caches get it, features that any of them lacks are lost."""
     seconds: Seconds
     crops: int
-    """Frame crops that were encoded."""
+    """Frame crops that were encoded, by each encoder."""
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """What one cache gets of a work."""
+
+    target: int
+    """Number of the cache."""
+    records: list[ClipRecord]
+    """One for each row of the work."""
+    features: npt.NDArray[np.float16]
+    """[row of the work, view, time, dim]; zeros for clips without features."""
+    about: dict[str, Any]
+    """What is worth knowing about the making of a block: recorded, never compared."""
 
 
 @dataclass(frozen=True)
 class ComputedBlock(BlockReport):
     """The features of the rows of a work, not committed yet."""
 
-    features: npt.NDArray[np.float16]
-    """[row of the work, view, time, dim]; zeros for clips without features."""
-    about: dict[str, Any]
-    """What is worth knowing about the making of a block: recorded, never compared."""
+    parts: list[BlockFeatures]
+    """For each cache that needs it."""
 
     @property
     def report(self) -> BlockReport:
         """All but the features."""
         return BlockReport(self.work, self.records, self.seconds, self.crops)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cache, and the encoder that fills it."""
+
+    encoder: SpatialEncoder
+    cache: FeatureCache
+    config: ExtractConfig
+
+    @property
+    def train_views(self) -> list[range]:
+        """Training views that are read together."""
+        return self.cache.view_ranges("train") if "train" in self.cache.splits else [range(1)]
+
+    def crop_settings(self, train_views: int) -> CropSettings:
+        """What decides the crops that the encoder gets, at most so many views of a training clip at a time."""
+        return CropSettings(
+            views=replace(self.config.views, train_views=train_views),
+            seed=self.config.seed,
+            interpolation=self.encoder.backbone.interpolation,
+            timeout_sec=self.config.clip_timeout_sec,
+        )
 
 
 def create_encoder(config: ExtractConfig) -> SpatialEncoder:
@@ -154,11 +202,19 @@ def create_encoder(config: ExtractConfig) -> SpatialEncoder:
 
 
 class BlockExtractor:
-    """Computes and commits blocks of one cache with one encoder."""
+    """Computes and commits blocks of one cache with one encoder, or of several caches from the same decoded clips."""
 
-    def __init__(self, encoder: SpatialEncoder, cache: FeatureCache, config: ExtractConfig) -> None:
-        self._encoder, self._cache, self._config = encoder, cache, config
-        self._clips = {split: cache.manifest.of_split(split) for split in cache.splits}
+    def __init__(self, targets: Sequence[Target]) -> None:
+        """The targets differ in their encoders, their caches, and at most in the size of their crops."""
+        self._targets = targets
+        self._config, self._manifest = targets[0].config, targets[0].cache.manifest
+        self._clips = {split: self._manifest.of_split(split) for split in self._manifest.splits}
+        # Memory for crops is shared out by the most training views that are ever read together.
+        most = max(len(views) for target in targets for views in target.train_views)
+        of_targets = [target.crop_settings(most) for target in targets]
+        self.crop_settings = list(dict.fromkeys(of_targets))
+        """What decides the crops that the encoders get, each once."""
+        self._setting_of = [self.crop_settings.index(settings) for settings in of_targets]
 
     def clips(self, work: Work) -> list[Clip]:
         """The clips of a work, in the order of its rows, with the views that are wanted."""
@@ -167,20 +223,9 @@ class BlockExtractor:
     def stream(self) -> CropStream:
         """Decodes ahead of `compute`, as long as it is entered."""
         config = self._config
-        settings = CropSettings(
-            views=self._widest_views(),
-            seed=config.seed,
-            interpolation=self._encoder.backbone.interpolation,
-            timeout_sec=config.clip_timeout_sec,
-        )
-        threads = config.decode_threads or default_decode_threads(self._encoder.device.type)
+        threads = config.decode_threads or default_decode_threads(self._targets[0].encoder.device.type)
         budget = config.decode_memory_mb << 20
-        return CropStream(config.data_root, settings, threads=threads, budget_bytes=budget)
-
-    def _widest_views(self) -> ViewSpec:
-        """The views, with as many training views as are ever read together: memory for crops is shared out by it."""
-        most = max((len(views) for views in self._cache.view_ranges("train")), default=1)
-        return replace(self._config.views, train_views=most)
+        return CropStream(config.data_root, self.crop_settings, threads=threads, budget_bytes=budget)
 
     def compute(
         self,
@@ -192,38 +237,26 @@ class BlockExtractor:
     ) -> ComputedBlock:
         """Features of the next clips of `crops`, which are those of the work; time is added to `seconds` as it passes."""
         total, before = seconds or Seconds(), replace(seconds or Seconds())
-        vectors = _Vectors(self._encoder, work.split, work.shape(self._cache))
-        records: list[ClipRecord] = []
+        blocks = [_BlockInWork(number, self._targets[number], work) for number in work.targets]
+        settings = [self._setting_of[number] for number in work.targets]
         encoded = 0
-        for at in range(len(work.rows)):
+        for _ in work.rows:
             with total.of("decode"):
                 item = next(crops)
             with total.of("encode"):
-                if item.crops is not None:
-                    vectors.add(at, item.crops)
-            count = 0 if item.crops is None else item.crops.shape[0] * item.crops.shape[1]
-            records.append(item.record)
-            encoded += count
-            on_clip(item.record, count)
+                counts = [block.add(item, setting) for block, setting in zip(blocks, settings, strict=True)]
+            encoded += sum(counts)
+            on_clip(item.record, sum(counts))
         with total.of("encode"):
-            features = vectors.features()
-        with total.of("write"):
-            halves = _to_float16(features, records)
+            features = [block.features() for block in blocks]
         spent = Seconds(**{name: value - getattr(before, name) for name, value in vars(total).items()})
-        return ComputedBlock(work, records, spent, encoded, halves, self._about(spent))
+        with total.of("write"):
+            parts = [block.finished(f, spent) for block, f in zip(blocks, features, strict=True)]
+        return ComputedBlock(work, _worst([part.records for part in parts]), spent, encoded, parts)
 
     def commit(self, computed: ComputedBlock) -> None:
-        """Write a computed block into the cache."""
-        commit(self._cache, computed)
-
-    def _about(self, spent: Seconds) -> dict[str, Any]:
-        device = self._encoder.device
-        return {
-            "decode_sec": round(spent.decode, 3),
-            "encode_sec": round(spent.encode, 3),
-            "torch_threads": torch.get_num_threads(),
-            "versions": library_versions(),
-        } | machine(device)
+        """Write a computed block into the caches."""
+        commit([target.cache for target in self._targets], computed)
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -242,50 +275,71 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def commit(cache: FeatureCache, computed: ComputedBlock) -> None:
+def commit(caches: Sequence[FeatureCache], computed: ComputedBlock) -> None:
     """Write a computed block; rows of a committed block that were not tried again stay as they are."""
-    work, features, records = computed.work, computed.features, computed.records
-    if len(work.rows) < len(range(*cache.rows(work.split, work.block))):
-        features, records = _with_the_others(cache, computed)
-    cache.commit(work.split, work.block, features, records, computed.about, views=work.views)
+    work = computed.work
+    for part in computed.parts:
+        cache, features, records = caches[part.target], part.features, part.records
+        if len(work.rows) < len(range(*cache.rows(work.split, work.block))):
+            features, records = _with_the_others(cache, work, part)
+        cache.commit(work.split, work.block, features, records, part.about, views=work.views)
 
 
-def without_rows(cache: FeatureCache, work: Work) -> ComputedBlock:
+def without_rows(caches: Sequence[FeatureCache], work: Work) -> ComputedBlock:
     """The outcome of a work that has nothing to read."""
-    return ComputedBlock(work, [], Seconds(), 0, np.zeros(work.shape(cache), np.float16), {})
+    parts = [
+        BlockFeatures(target, [], np.zeros(work.shape(caches[target]), np.float16), {})
+        for target in work.targets
+    ]
+    return ComputedBlock(work, [], Seconds(), 0, parts)
 
 
-def joined(work: Work, parts: Sequence[ComputedBlock]) -> ComputedBlock:
-    """One block of its rows, which were computed in parts."""
+def joined(work: Work, pieces: Sequence[ComputedBlock]) -> ComputedBlock:
+    """One block of its rows, which were computed in pieces."""
     seconds = Seconds()
-    for part in parts:
-        seconds.add(part.seconds)
-    sums = {f"{name}_sec": round(value, 3) for name, value in asdict(seconds).items() if name != "write"}
+    for piece in pieces:
+        seconds.add(piece.seconds)
+    parts = [_joined_parts(parts) for parts in zip(*(piece.parts for piece in pieces), strict=True)]
     return ComputedBlock(
         work=work,
-        records=[record for part in parts for record in part.records],
+        records=[record for piece in pieces for record in piece.records],
         seconds=seconds,
-        crops=sum(part.crops for part in parts),
-        features=np.concatenate([part.features for part in parts]),
-        about={name: value for part in parts for name, value in part.about.items()} | sums,
+        crops=sum(piece.crops for piece in pieces),
+        parts=parts,
     )
 
 
+def _joined_parts(parts: Sequence[BlockFeatures]) -> BlockFeatures:
+    """What one cache gets, its seconds added up."""
+    about = {name: value for part in parts for name, value in part.about.items()}
+    times = [name for name in about if name.endswith("_sec")]
+    return BlockFeatures(
+        target=parts[0].target,
+        records=[record for part in parts for record in part.records],
+        features=np.concatenate([part.features for part in parts]),
+        about=about | {name: round(sum(part.about.get(name, 0.0) for part in parts), 3) for name in times},
+    )
+
+
+def _worst(records: Sequence[list[ClipRecord]]) -> list[ClipRecord]:
+    """Of each clip the record of a cache that has no features of it, where there is one."""
+    return [min(of_clip, key=lambda record: record.usable) for of_clip in zip(*records, strict=True)]
+
+
 def _with_the_others(
-    cache: FeatureCache, computed: ComputedBlock
+    cache: FeatureCache, work: Work, part: BlockFeatures
 ) -> tuple[npt.NDArray[np.float16], list[ClipRecord]]:
     """Features and records of a whole block, some rows of which were computed.
 
     The others are as committed or, of views that are new, those of clips without features in the first views.
     """
-    work = computed.work
     start, stop = cache.rows(work.split, work.block)
     before = cache.records(work.split, work.views if work.is_retry else None)[start:stop]
     records = dict(enumerate(before)) | {
-        row - start: record for row, record in zip(work.rows, computed.records, strict=True)
+        row - start: record for row, record in zip(work.rows, part.records, strict=True)
     }
-    features = np.zeros((stop - start, *computed.features.shape[1:]), np.float16)
-    features[np.array(work.rows, np.int64) - start] = computed.features
+    features = np.zeros((stop - start, *part.features.shape[1:]), np.float16)
+    features[np.array(work.rows, np.int64) - start] = part.features
     if work.is_retry and (kept := sorted(set(range(start, stop)) - set(work.rows))):
         features[np.array(kept) - start] = cache.read(work.split, kept, work.views)
     return features, [record for row in range(stop - start) if (record := records[row]) is not None]
@@ -313,24 +367,46 @@ def encode_clip(encoder: SpatialEncoder, split: str, crops: npt.NDArray[np.uint8
     return torch.cat([encoder.encode(view[None]) for view in crops])
 
 
-class _Vectors:
-    """The encoder's output for one block, left on the device until all of it has been asked for."""
+class _BlockInWork:
+    """The output of one encoder for one block, left on the device until all of it has been asked for."""
 
-    def __init__(self, encoder: SpatialEncoder, split: str, shape: tuple[int, int, int, int]) -> None:
-        """`shape`: (clip, view, time, dim)."""
-        self._encoder, self._split, self._shape = encoder, split, shape
+    def __init__(self, number: int, target: Target, work: Work) -> None:
+        self._number, self._target, self._split = number, target, work.split
+        self._shape = work.shape(target.cache)
+        self._records: list[ClipRecord] = []
         self._vectors: dict[int, torch.Tensor] = {}
+        self._encoding = Seconds()
 
-    def add(self, row: int, crops: npt.NDArray[np.uint8]) -> None:
-        """Encode the crops [view, frame, height, width, channel] of one clip."""
-        self._vectors[row] = encode_clip(self._encoder, self._split, crops)
+    def add(self, item: ClipCrops, setting: int) -> int:
+        """Encode the next clip from its crops of this number, and give the number of its frame crops."""
+        at = len(self._records)
+        self._records.append(item.record)
+        if item.crops_of is None:
+            return 0
+        crops = item.crops_of[setting]
+        with self._encoding.of("encode"):
+            self._vectors[at] = encode_clip(self._target.encoder, self._split, crops)
+        views, frames, *_ = crops.shape
+        return int(views * frames)
 
     def features(self) -> npt.NDArray[np.float32]:
-        """Features [clip, view, time, dim]; zeros for clips that were not added."""
+        """Features [clip, view, time, dim]; zeros for clips without crops."""
         features = np.zeros(self._shape, np.float32)
-        for row, vectors in self._vectors.items():
-            features[row] = vectors.cpu().numpy()
+        with self._encoding.of("encode"):
+            for at, vectors in self._vectors.items():
+                features[at] = vectors.cpu().numpy()
         return features
+
+    def finished(self, features: npt.NDArray[np.float32], spent: Seconds) -> BlockFeatures:
+        """What the cache gets; `spent` is the time of all caches together."""
+        about = {
+            "decode_sec": round(spent.decode, 3),
+            "encode_sec": round(self._encoding.encode, 3),
+            "torch_threads": torch.get_num_threads(),
+            "versions": library_versions(),
+        } | machine(self._target.encoder.device)
+        records = list(self._records)
+        return BlockFeatures(self._number, records, _to_float16(features, records), about)
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """From videos to the crops of every view, decoded ahead of the encoder in a bounded number of threads."""
 
+import logging
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -18,12 +19,19 @@ from PIL import Image
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.pipeline.video import ClipResult, ClipSpan, read_clips
+from vivit.pipeline.video_location import VideoSource, video_at
 from vivit.pipeline.views import Box, ViewSpec, resample, span, views_of
 
+logger = logging.getLogger(__name__)
+
 CLIPS_PER_JOB = 8
-"""Clips of one video that one thread reads in one pass; a fixed rule, so that bytes do not depend on threads."""
+"""Clips of one video that one thread reads in one pass."""
+HANG_FACTOR = 1.5
+"""A decoder that gives no sign of life for this many times the time limit of a clip is given up."""
 _POLL_SEC = 0.1
+_JOIN_SEC = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,13 @@ class CropSettings:
     """Longest time that one clip may take to decode."""
     first_view: int = 0
     """Number of the first training view: each is another draw."""
+
+
+def clip_bytes(settings: Sequence[CropSettings], split: str) -> int:
+    """Size of the crops of one clip."""
+    return sum(
+        each.views.num_views(split) * each.views.num_frames * each.views.crop_size**2 * 3 for each in settings
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +74,13 @@ class ClipCrops:
 
     clip: Clip
     result: ClipResult
-    crops: npt.NDArray[np.uint8] | None
-    """[view, frame, height, width, channel]; None where the outcome is not usable."""
+    crops_of: tuple[npt.NDArray[np.uint8], ...] | None
+    """For each of the settings [view, frame, height, width, channel]; None where the outcome is not usable."""
+
+    @property
+    def crops(self) -> npt.NDArray[np.uint8] | None:
+        """Those of the first, and mostly the only, settings."""
+        return None if self.crops_of is None else self.crops_of[0]
 
     @property
     def record(self) -> ClipRecord:
@@ -122,11 +142,52 @@ class ViewCutter:
         return self._boxes[height, width]
 
 
+class _Cutters:
+    """Cuts the crops of one clip for several settings out of the same frames (a `FrameSink`)."""
+
+    def __init__(self, clip: Clip, settings: Sequence[CropSettings]) -> None:
+        self._cutters = [ViewCutter(clip, each) for each in settings]
+        self._wanted: list[set[int]] = []
+
+    def plan(self, times_sec: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The frames that any of them wants, each once."""
+        plans = [cutter.plan(times_sec) for cutter in self._cutters]
+        self._wanted = [set(plan.tolist()) for plan in plans]
+        return np.unique(np.concatenate(plans))
+
+    def add(self, index: int, picture: npt.NDArray[np.uint8]) -> None:
+        """Cut frame `index`, [height, width, 3] RGB, for those that want it."""
+        for cutter, wanted in zip(self._cutters, self._wanted, strict=True):
+            if index in wanted:
+                cutter.add(index, picture)
+
+    @property
+    def num_shown(self) -> int:
+        """Frames that the views choose from: the settings differ in space only."""
+        return self._cutters[0].num_shown
+
+    def hand_over(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """The crops for each of the settings; None where no frame came."""
+        crops = [cutter.hand_over() for cutter in self._cutters]
+        return (
+            None if any(each is None for each in crops) else tuple(each for each in crops if each is not None)
+        )
+
+
 def crop_clips(
-    source: Path, clips: Sequence[Clip], settings: CropSettings, *, stop: threading.Event | None = None
+    source: VideoSource,
+    clips: Sequence[Clip],
+    settings: CropSettings | Sequence[CropSettings],
+    *,
+    stop: threading.Event | None = None,
 ) -> Iterator[ClipCrops]:
-    """The crops of clips of one video, in the order given, from one pass over it."""
-    cutters = [ViewCutter(clip, settings) for clip in clips]
+    """The crops of clips of one video, in the order given, from one pass over it.
+
+    Several settings have the same views in time, and their clips the same outcomes.
+    """
+    several = [settings] if isinstance(settings, CropSettings) else settings
+    settings = several[0]
+    cutters = [_Cutters(clip, several) for clip in clips]
     spans = [ClipSpan(clip.start_sec, clip.end_sec) for clip in clips]
     ready: dict[int, ClipCrops] = {}
     due = 0
@@ -138,7 +199,7 @@ def crop_clips(
                 due += 1
 
 
-def _finished(clip: Clip, result: ClipResult, cutter: ViewCutter, views: ViewSpec) -> ClipCrops:
+def _finished(clip: Clip, result: ClipResult, cutter: _Cutters, views: ViewSpec) -> ClipCrops:
     if result.outcome is Outcome.OK and cutter.num_shown < span(views):
         message = f"{cutter.num_shown} frames, a view reaches over {span(views)}: views start over"
         result = ClipResult(Outcome.SHORT, message, result.num_frames)
@@ -154,41 +215,71 @@ def jobs_of(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
             yield together[start : start + CLIPS_PER_JOB]
 
 
+class Watch(threading.Event):
+    """What a decoder asks, packet by packet, whether to stop: each question is a sign of life."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stream_stops = stop
+        self.alive_at: float | None = None
+        """`time.monotonic()` of the last sign; None while nothing is decoded."""
+
+    def is_set(self) -> bool:
+        self.alive_at = time.monotonic()
+        return super().is_set() or self._stream_stops.is_set()
+
+    @property
+    def silent_sec(self) -> float:
+        """Seconds since the last sign of life of a decoder at work."""
+        return 0.0 if self.alive_at is None else time.monotonic() - self.alive_at
+
+
 @dataclass
 class _Job:
     clips: Sequence[Clip]
     done: queue.Queue[ClipCrops | BaseException]
+    watch: Watch
 
 
 class CropStream:
     """Crops of many clips in row order, decoded ahead by `threads` threads within `budget_bytes` of memory.
 
     The consumer always waits for the oldest job, and jobs are begun oldest first, so a full queue of a later job never
-    blocks an earlier one. Use as a context manager: leaving it stops the threads.
+    blocks an earlier one. A decoder that hangs loses its thread; its clips are read again one by one, and the one that
+    hangs alone has timed out. Use as a context manager: leaving it stops the threads.
     """
 
     def __init__(
         self,
-        data_root: Path,
-        settings: CropSettings,
+        data_root: Location,
+        settings: CropSettings | Sequence[CropSettings],
         *,
         threads: int,
         budget_bytes: int,
         jobs_ahead: int | None = None,
     ) -> None:
         """`jobs_ahead`: videos that are begun before their crops are asked for; None is one more than threads."""
-        self._data_root, self._settings = data_root, settings
+        self._data_root = data_root
+        self._settings = [settings] if isinstance(settings, CropSettings) else list(settings)
+        self._hang_sec = HANG_FACTOR * self._settings[0].timeout_sec
         self._budget_bytes = budget_bytes
         self._jobs_ahead = max(threads + 1, jobs_ahead or 0)
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        for _ in range(threads):
+            self._threads.append(_started(self._serve))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in self._threads:
+            self._begun.put(None)
+        deadline = time.monotonic() + _JOIN_SEC
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def read(self, clips: Iterable[Sequence[Clip]]) -> Iterator[ClipCrops]:
         """The crops of all clips of `clips` (lists of one split each), in order; decoding begins with the call."""
@@ -200,30 +291,38 @@ class CropStream:
             yield from self._results(running.pop(0))
             running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
+    def _job(self, clips: Sequence[Clip]) -> _Job:
+        room = self._budget_bytes // (self._jobs_ahead * clip_bytes(self._settings, clips[0].split))
+        return _Job(clips, queue.Queue(max(1, room)), Watch(self._stop))
+
     def _begin(self, clips: Sequence[Clip]) -> _Job:
-        spec = self._settings.views
-        clip_bytes = spec.num_views(clips[0].split) * spec.num_frames * spec.crop_size**2 * 3
-        room = self._budget_bytes // (self._jobs_ahead * clip_bytes)
-        job = _Job(clips, queue.Queue(max(1, room)))
-        self._pool.submit(self._work, job)
+        job = self._job(clips)
+        self._begun.put(job)
         return job
 
+    def _serve(self) -> None:
+        """Decode jobs, the oldest first; runs in a thread."""
+        while (job := self._begun.get()) is not None and not self._stop.is_set():
+            self._work(job)
+
     def _work(self, job: _Job) -> None:
-        """Decode one job into its queue; runs in a thread of the pool."""
-        source = self._data_root / job.clips[0].video
+        """Decode one job into its queue."""
+        job.watch.alive_at = time.monotonic()
         try:
             count = 0
-            for crops in crop_clips(source, job.clips, self._settings, stop=self._stop):
+            source = video_at(self._data_root, job.clips[0].video)
+            for crops in crop_clips(source, job.clips, self._settings, stop=job.watch):
                 self._put(job, crops)
                 count += 1
-            if count < len(job.clips) and not self._stop.is_set():
+            if count < len(job.clips) and not job.watch.is_set():
                 raise RuntimeError(f"{count} of {len(job.clips)} clips came out")
         except BaseException as error:  # noqa: BLE001  # the consumer raises it
-            error.add_note(f"while reading {source}")
+            error.add_note(f"while reading {job.clips[0].video}")
             self._put(job, error)
+        job.watch.alive_at = None
 
     def _put(self, job: _Job, item: ClipCrops | BaseException) -> None:
-        while not self._stop.is_set():
+        while not job.watch.is_set():
             try:
                 job.done.put(item, timeout=_POLL_SEC)
                 return
@@ -231,11 +330,46 @@ class CropStream:
                 continue
 
     def _results(self, job: _Job) -> Iterator[ClipCrops]:
-        for _ in job.clips:
-            item = job.done.get()
+        for at in range(len(job.clips)):
+            item = self._next(job)
+            if item is None:
+                yield from self._after_hang(job.clips[at:])
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    def _next(self, job: _Job) -> ClipCrops | BaseException | None:
+        """What comes next of a job; None where its decoder hangs, which is given up."""
+        while True:
+            try:
+                return job.done.get(timeout=_POLL_SEC)
+            except queue.Empty:
+                if job.watch.silent_sec < self._hang_sec:
+                    continue
+            job.watch.set()
+            self._threads.append(_started(self._serve))
+            return None
+
+    def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:
+        """The crops of clips whose decoder hung, each from a pass of its own; one clip alone has hung itself."""
+        if len(clips) == 1:
+            message = f"the decoder hung: no sign of life for {self._hang_sec:g} s"
+            logger.warning("%s: %s", clips[0].clip_id, message)
+            yield ClipCrops(clips[0], ClipResult(Outcome.TIMEOUT, message), None)
+            return
+        logger.warning("a decoder of %s hangs: its clips are read one by one", clips[0].video)
+        for clip in clips:
+            job = self._job([clip])
+            _started(partial(self._work, job))  # the others may all wait until theirs are asked for
+            yield from self._results(job)
+
+
+def _started(work: Callable[[], None]) -> threading.Thread:
+    """A thread at work, a daemon: one that hangs must not keep the process from ending."""
+    thread = threading.Thread(target=work, name="decode", daemon=True)
+    thread.start()
+    return thread
 
 
 def default_decode_threads(device: str) -> int:

@@ -1,7 +1,6 @@
 """What `vivit extract` is asked for."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vivit.pipeline.backbones import PRETRAINED
@@ -17,8 +16,8 @@ class ExtractConfig:
 
     cache: Location
     """Folder or URL of the feature cache, `<name>.zarr`."""
-    data_root: Path
-    """Folder that the manifest's video paths start from."""
+    data_root: Location
+    """Folder or URL that the manifest's video paths start from."""
     backbone: str = "vit_b16"
     """Short name or timm id of the frozen encoder, or a model file or run folder that holds one."""
     weights: str = PRETRAINED
@@ -58,6 +57,10 @@ class ExtractConfig:
     """GPUs of each Ray worker, below 1 to share one; None is 1 where there are GPUs, 0 elsewhere."""
     torch_threads: int = 0
     """Threads of the encoder on the CPU; 0 is torch's choice, and for Ray workers an equal share of the cores."""
+    decode_workers: int = 0
+    """Processes that decode for each Ray worker, on whatever nodes have cores free; 0 decodes in the worker's threads."""
+    log_json: str | None = None
+    """File that gets what happens as JSON lines, `-` for standard error; None is none."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -66,6 +69,7 @@ class ExtractConfig:
             ("decode_threads", 0),
             ("decode_memory_mb", 0),
             ("torch_threads", 0),
+            ("decode_workers", 0),
             ("more_views", 0),
         ):
             if (value := getattr(self, name)) < least:
@@ -82,6 +86,8 @@ class ExtractConfig:
             raise ConfigError(
                 "workers 0 is this process: leave out the address and gpus_per_worker, or ask for workers"
             )
+        if self.workers == 0 and self.decode_workers:
+            raise ConfigError("decode_workers serve Ray workers: leave them out, or ask for workers above 0")
         share = self.gpus_per_worker
         if share is not None and (share < 0 or (share > 1 and share != int(share))):
             raise ConfigError(f"gpus_per_worker must be 0, a fraction of 1 or a whole number, got {share:g}")

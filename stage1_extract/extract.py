@@ -5,22 +5,25 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vivit.pipeline.cache_settings import Backbone
-from vivit.pipeline.errors import CacheError, DataError, InterruptedRunError
+from vivit.pipeline.errors import CacheError, ConfigError, DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.outcomes_table import write_outcomes
 from vivit.pipeline.storage import Location
+from vivit.pipeline.video_location import video_at
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
+    Target,
     Work,
     commit,
     create_encoder,
@@ -28,8 +31,9 @@ from vivit.stage1_extract.blocks import (
     torch_threads,
     without_rows,
 )
-from vivit.stage1_extract.config import ExtractConfig
+from vivit.stage1_extract.config import ExtractConfig, describe
 from vivit.stage1_extract.encoder import SpatialEncoder
+from vivit.stage1_extract.event_log import event_log
 from vivit.stage1_extract.inline_engine import run_inline
 from vivit.stage1_extract.tally import Tally
 
@@ -59,6 +63,10 @@ class ExtractSummary:
     """Frame crops that this run encoded."""
     limits: dict[str, float]
     """Share of this run's time that was spent waiting for decode, in encode, and in write."""
+    workers: list[dict[str, Any]]
+    """Counts, rates and shares of time of each worker (`WorkerTally.summary`)."""
+    advice: str
+    """What limited this run, and what to turn to go faster."""
     size_bytes: int
     """Size of the cache's shards."""
     missing: str = ""
@@ -71,18 +79,44 @@ def extract(config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
     Raises DataError where no clip has features or more than `max_failures` have none, StaleCacheError where the cache
     has other settings, BlockError where workers failed on some blocks, InterruptedRunError on Ctrl-C.
     """
-    check_videos(manifest, config.data_root)
-    if config.more_views:
-        _check_exists(config)
+    (summary,) = extract_all([config], manifest)
+    return summary
+
+
+def extract_all(configs: Sequence[ExtractConfig], manifest: Manifest) -> list[ExtractSummary]:
+    """`extract` for several encoders at once, which share what is decoded.
+
+    The configurations differ in backbone, weights, cache, and at most in the size of their crops.
+    """
+    first = configs[0]
+    _check_common(configs)
+    check_videos(manifest, first.data_root)
+    for config in configs:
+        if config.more_views:
+            _check_exists(config)
     try:
-        if config.address is not None or default_workers(config):
-            return extract_on_ray(config, manifest)
-        return extract_with(create_encoder(config), config, manifest)
+        if first.address is not None or default_workers(first):
+            return extract_on_ray(configs, manifest)
+        return extract_with([create_encoder(config) for config in configs], configs, manifest)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            f"interrupted: what was committed to {config.cache} stays, the block in work was dropped. "
+            f"interrupted: what was committed to {first.cache} stays, the block in work was dropped. "
             "Run the same command again to go on"
         ) from None
+
+
+def _check_common(configs: Sequence[ExtractConfig]) -> None:
+    """ConfigError where encoders cannot share what is decoded, or two would write the same cache."""
+    first = configs[0]
+    for config in configs[1:]:
+        theirs = replace(config.views, resize=first.views.resize, crop_size=first.views.crop_size)
+        if theirs != first.views:
+            raise ConfigError(
+                f"{config.backbone} has other views than {first.backbone}, and clips are decoded once for both: "
+                "extract them one after the other, or pass the views"
+            )
+    if len({config.cache for config in configs}) < len(configs):
+        raise ConfigError("the same backbone is given twice: give each once")
 
 
 def _check_exists(config: ExtractConfig) -> None:
@@ -107,29 +141,48 @@ def default_workers(config: ExtractConfig) -> int:
     return gpus
 
 
-def extract_with(encoder: SpatialEncoder, config: ExtractConfig, manifest: Manifest) -> ExtractSummary:
-    """`extract` in this process, with an encoder that is loaded already."""
-    with (
-        _held_cache(config, manifest, encoder.backbone, encoder.weights_file) as cache,
-        torch_threads(config.torch_threads),
-    ):
-        return _complete(config, cache, partial(run_inline, BlockExtractor(encoder, cache, config)))
+def extract_with(
+    encoders: Sequence[SpatialEncoder], configs: Sequence[ExtractConfig], manifest: Manifest
+) -> list[ExtractSummary]:
+    """`extract_all` in this process, with encoders that are loaded already."""
+    loaded = [(encoder.backbone, encoder.weights_file) for encoder in encoders]
+    with _held_caches(configs, manifest, loaded) as caches, torch_threads(configs[0].torch_threads):
+        targets = [Target(*each) for each in zip(encoders, caches, configs, strict=True)]
+        return _complete(configs, caches, partial(run_inline, BlockExtractor(targets)))
 
 
 def extract_on_ray(
-    config: ExtractConfig, manifest: Manifest, *, extractor: type[BlockExtractor] = BlockExtractor
-) -> ExtractSummary:
-    """`extract` in Ray workers; `extractor` is what computes and commits blocks in them."""
+    configs: Sequence[ExtractConfig],
+    manifest: Manifest,
+    *,
+    extractor: type[BlockExtractor] = BlockExtractor,
+) -> list[ExtractSummary]:
+    """`extract_all` in Ray workers; `extractor` is what computes and commits blocks in them."""
     from vivit.stage1_extract.ray_engine import ray_workers
 
-    if config.address is None:
+    first = configs[0]
+    if first.address is None:
         # of a cluster in the environment only where workers were asked for
-        address = os.environ.get("RAY_ADDRESS") if config.workers else None
-        config = replace(config, workers=default_workers(config), address=address or None)
-    with ray_workers(config, extractor) as workers:
-        backbone, weights_file = workers.encoder()
-        with _held_cache(config, manifest, backbone, weights_file) as cache:
-            return _complete(config, cache, partial(workers.run, cache))
+        address = os.environ.get("RAY_ADDRESS") if first.workers else None
+        workers = default_workers(first)
+        configs = [replace(config, workers=workers, address=address or None) for config in configs]
+    with (
+        ray_workers(configs, extractor) as engine,
+        _held_caches(configs, manifest, engine.encoders()) as caches,
+    ):
+        return _complete(configs, caches, partial(engine.run, caches))
+
+
+@contextmanager
+def _held_caches(
+    configs: Sequence[ExtractConfig], manifest: Manifest, loaded: Sequence[tuple[Backbone, Path | None]]
+) -> Iterator[list[FeatureCache]]:
+    """The caches of these configurations, for these encoders and the files of their weights."""
+    with ExitStack() as held:
+        yield [
+            held.enter_context(_held_cache(config, manifest, *encoder))
+            for config, encoder in zip(configs, loaded, strict=True)
+        ]
 
 
 @contextmanager
@@ -176,38 +229,68 @@ def _with_more_views(config: ExtractConfig, cache: FeatureCache) -> FeatureCache
     return FeatureCache.open(cache.path, allow_partial=True)
 
 
-def check_videos(manifest: Manifest, data_root: Path) -> None:
+def check_videos(manifest: Manifest, data_root: Location) -> None:
     """Refuse a wrong data root; warn of single missing videos, which are recorded clip by clip."""
     if not len(manifest):
         raise DataError("the manifest has no clips")
-    if not data_root.is_dir():
+    if isinstance(data_root, Path) and not data_root.is_dir():
         raise DataError(f"the data root {data_root} is not a folder: pass --data-root")
     missing = manifest.missing_videos(data_root)
     videos = len({clip.video for clip in manifest.clips})
     if len(missing) == videos:
         raise DataError(
-            f"none of the {videos} videos is below {data_root} (looked for {data_root / missing[0]}): "
+            f"none of the {videos} videos is below {data_root} (looked for {video_at(data_root, missing[0])}): "
             "pass the --data-root that the manifest's paths start from"
         )
     if missing:
         logger.warning("%d of %d videos are missing, for example %s", len(missing), videos, missing[0])
 
 
-def _complete(config: ExtractConfig, cache: FeatureCache, engine: Engine) -> ExtractSummary:
-    """Let an engine do what is missing in a cache that is held."""
-    todo = list(missing_work(cache, part=config.part, retry_failed=config.retry_failed))
+def _complete(
+    configs: Sequence[ExtractConfig], caches: Sequence[FeatureCache], engine: Engine
+) -> list[ExtractSummary]:
+    """Let an engine do what is missing in caches that are held; `outcomes.parquet` is written whatever comes."""
+    config = configs[0]
+    todo = missing_work(caches, part=config.part, retry_failed=config.retry_failed)
     again = {(work.split, row) for work in todo if work.is_retry for row in work.rows}
-    tally = Tally(failed=len(_failed_rows(cache) - again), max_failures=config.max_failures)
-    for work in todo:
-        if not work.rows:
-            commit(cache, without_rows(cache, work))
-    engine([work for work in todo if work.rows], tally)
+    with event_log(config.log_json) as log:
+        tally = Tally(failed=len(_failed_rows(caches[0]) - again), max_failures=config.max_failures, log=log)
+        log.write(
+            "begin", caches=[cache.path for cache in caches], blocks=len(todo),
+            clips=sum(len(work.rows) for work in todo), config=describe(config),
+        )  # fmt: skip
+        for work in todo:
+            if not work.rows:
+                commit(caches, without_rows(caches, work))
+        try:
+            engine([work for work in todo if work.rows], tally)
+        except BaseException as error:
+            log.write("stop", cause=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            caches = [_published(cache) for cache in caches]
+            for cache in caches:
+                write_outcomes(cache)
+        done = Counter(target for work in todo for target in work.targets)
+        summaries = [_summary(cache, tally, done[target]) for target, cache in enumerate(caches)]
+        for summary in summaries:
+            log.write(
+                "end", cache=summary.cache, clips=summary.clips, outcomes=summary.outcomes,
+                blocks_done=summary.blocks_done, blocks_kept=summary.blocks_kept, crops=summary.crops,
+                seconds=round(summary.seconds, 3), shares=summary.limits, size_bytes=summary.size_bytes,
+                missing=summary.missing,
+            )  # fmt: skip
+    return summaries
+
+
+def _published(cache: FeatureCache) -> FeatureCache:
+    """The cache as it is now, appended views shown where every clip has them."""
     # opened again: workers and other parts have committed blocks
     cache = FeatureCache.open(cache.path, allow_partial=True)
     if cache.publish_views():
         cache = FeatureCache.open(cache.path, allow_partial=True)
         logger.info("%s: training clips have %d views now", cache.path, cache.settings.views.train_views)
-    return _summary(cache, tally)
+    return cache
 
 
 def _failed_rows(cache: FeatureCache) -> set[tuple[str, int]]:
@@ -226,7 +309,7 @@ def _failures(cache: FeatureCache) -> list[tuple[str, ClipRecord]]:
     found = []
     for split in cache.splits:
         first = cache.records(split)
-        found += [(split, r) for r in first if r is not None and not Outcome(r.outcome).complete]
+        found += [(split, r) for r in first if r is not None and not r.complete]
         for views in cache.view_ranges(split)[1:]:
             for before, record in zip(first, cache.records(split, views), strict=True):
                 if record is not None and not record.usable and before is not None and before.usable:
@@ -235,7 +318,7 @@ def _failures(cache: FeatureCache) -> list[tuple[str, ClipRecord]]:
     return found
 
 
-def _summary(cache: FeatureCache, tally: Tally) -> ExtractSummary:
+def _summary(cache: FeatureCache, tally: Tally, blocks_done: int) -> ExtractSummary:
     """What was done; DataError where a finished cache holds no features at all."""
     records = [(split, r) for split in cache.splits for r in cache.records(split) if r is not None]
     missing = cache.missing(unpublished=True)
@@ -255,11 +338,13 @@ def _summary(cache: FeatureCache, tally: Tally) -> ExtractSummary:
         clips={split: cache.shape(split)[0] for split in cache.splits},
         outcomes=Counter(record.outcome for _, record in records),
         failures=_failures(cache),
-        blocks_done=tally.blocks,
-        blocks_kept=whole - tally.blocks,
+        blocks_done=blocks_done,
+        blocks_kept=whole - blocks_done,
         seconds=tally.elapsed,
         crops=tally.crops,
         limits=tally.seconds.shares,
+        workers=[worker.summary() for worker in tally.workers.values()],
+        advice=tally.advice,
         size_bytes=cache.size_bytes(),
         missing=missing,
     )

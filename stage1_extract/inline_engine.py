@@ -3,26 +3,25 @@
 from collections.abc import Sequence
 
 from vivit.pipeline.ledger import ClipRecord
-from vivit.pipeline.progress import Progress
 from vivit.stage1_extract.blocks import BlockExtractor, Work
-from vivit.stage1_extract.tally import Tally
+from vivit.stage1_extract.tally import InWork, Tally
 
 
 def run_inline(extractor: BlockExtractor, todo: Sequence[Work], tally: Tally) -> None:
     """Compute and commit the blocks in order."""
-    with (
-        extractor.stream() as stream,
-        Progress("extract", sum(len(work.rows) for work in todo), "clips") as progress,
-    ):
+    worker = tally.worker("this process")
+    worker.state = "works"
 
-        def on_clip(record: ClipRecord, count: int) -> None:
-            tally.clip(record, count)
-            progress.advance(1, str(tally))
+    def on_clip(_record: ClipRecord, crops: int) -> None:
+        worker.in_work.clips += 1
+        worker.in_work.crops += crops
+        tally.changed()
 
+    with extractor.stream() as stream, tally.shown(sum(len(work.rows) for work in todo)):
         crops = stream.read(extractor.clips(work) for work in todo)
         for work in todo:
-            computed = extractor.compute(work, crops, seconds=tally.seconds, on_clip=on_clip)
-            tally.not_finite(computed)
-            with tally.seconds.of("write"):
+            computed = extractor.compute(work, crops, seconds=worker.in_work.seconds, on_clip=on_clip)
+            with computed.seconds.of("write"):
                 extractor.commit(computed)
-            tally.blocks += 1
+            worker.in_work = InWork()
+            tally.block(worker, computed.report)

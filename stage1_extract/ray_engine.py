@@ -5,41 +5,38 @@ of blocks that are not to blame.
 """
 
 import logging
-import os
-import platform
 import re
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from vivit.pipeline.cache_settings import Backbone
-from vivit.pipeline.errors import BlockError, CacheError, DataError, StorageError, VivitError
+from vivit.pipeline.errors import BlockError, ConfigError, StorageError, VivitError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.outcome import Outcome
-from vivit.pipeline.progress import Progress
+from vivit.pipeline.video_location import first_local
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
+    BlockFeatures,
     BlockReport,
     ComputedBlock,
     Seconds,
     Work,
     commit,
-    create_encoder,
     joined,
 )
 from vivit.stage1_extract.config import ExtractConfig
-from vivit.stage1_extract.ray_session import Placement, for_workers, ray_session
-from vivit.stage1_extract.tally import Tally
+from vivit.stage1_extract.ray_session import Placement, for_workers, placement_on, ray_session
+from vivit.stage1_extract.ray_worker import BlockKey, Loaded, Mark, Worker
+from vivit.stage1_extract.tally import InWork, Tally, WorkerTally
 
 logger = logging.getLogger(__name__)
 
@@ -52,81 +49,8 @@ _BLOCKS_IN_WORK = 2
 _START_SEC = 900.0
 """Longest time that all workers may take to start, weights loaded; a GPU that another job holds comes never."""
 _WAIT_SEC, _GET_SEC = 5.0, 60.0
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a worker says of itself."""
-
-    backbone: Backbone
-    weights_file: Path | None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A file of this run in the cache: a worker that does not see it would write elsewhere."""
-
-    name: str
-    token: str
-    video: Path | None
-    """A video that the driver sees."""
-
-
-class Worker:
-    """What runs in a process of its own: an encoder, and from `open` on a cache.
-
-    Calls come in several threads; the encoder works for one at a time.
-    """
-
-    def __init__(self) -> None:
-        self._encoding = threading.Lock()
-
-    def load(self, config: ExtractConfig) -> Loaded:
-        """Load the encoder."""
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        torch.set_num_threads(config.torch_threads)
-        self._config = config
-        self._encoder = create_encoder(config)
-        return Loaded(self._encoder.backbone, self._encoder.weights_file)
-
-    def open(self, mark: Mark, extractor: type[BlockExtractor]) -> int:
-        """Open the cache to write, and give the process id; an error where this is another cache than the driver's."""
-        config, node = self._config, platform.node()
-        shared = f"worker on {node}: the cache and the videos must be on a file system that all workers share"
-        try:
-            token = (config.cache / mark.name).read_text()
-        except OSError:
-            token = ""
-        if token != mark.token:
-            raise CacheError(f"{config.cache} is another folder for a {shared}")
-        if mark.video is not None and not mark.video.is_file():
-            raise DataError(f"{mark.video} does not exist for a {shared}")
-        cache = FeatureCache.open(config.cache, allow_partial=True)
-        mine = config.settings(cache.settings.dataset, cache.settings.manifest_sha256, self._encoder.backbone)
-        if differences := mine.differences(cache.settings):
-            raise CacheError(
-                f"a worker on {node} would write other features than the cache holds: "
-                + "; ".join(differences)
-            )
-        self._extractor = extractor(self._encoder, cache, config)
-        return os.getpid()
-
-    def block(self, work: Work) -> BlockReport:
-        """Compute and commit a block; it is decoded while the encoder works for another one."""
-        torch.set_num_threads(self._config.torch_threads)  # holds for a thread
-        with self._extractor.stream() as stream:
-            crops = stream.read([self._extractor.clips(work)])
-            with self._encoding:
-                computed = self._extractor.compute(work, crops)
-                with computed.seconds.of("write"):
-                    self._extractor.commit(computed)
-        return computed.report
-
-    def rows(self, work: Work) -> ComputedBlock:
-        """Compute some rows of a block, and do not commit them."""
-        torch.set_num_threads(self._config.torch_threads)
-        with self._extractor.stream() as stream, self._encoding:
-            return self._extractor.compute(work, stream.read([self._extractor.clips(work)]))
+_PULSE_SEC = 1.0
+_GROW_SEC = 10.0
 
 
 @dataclass(eq=False)
@@ -168,6 +92,14 @@ class _Slot:
     is_ready: bool = False
     is_dead: bool = False
     tasks: list[_Task] = field(default_factory=list)
+    name: str = ""
+    """Empty until it has loaded the encoder."""
+    tally: WorkerTally | None = None
+    """From the beginning of the run on."""
+    asked_at: float = 0.0
+    """When it was last asked for its pulse."""
+    is_asked: bool = False
+    """Whether the answer is still to come."""
 
     def takes(self, task: _Task, most: int) -> bool:
         """Whether it may have this task beside those it has."""
@@ -175,12 +107,28 @@ class _Slot:
             return False
         return not self.tasks or not (task.is_alone or self.tasks[0].is_alone)
 
+    def show(self, done: dict[BlockKey, InWork]) -> None:
+        """Take over what is done of the blocks that it still has."""
+        keys = {(task.work.split, task.work.block) for task in self.tasks}
+        if self.tally is not None:
+            self.tally.state = "works" if self.tasks else "ready"
+            self.tally.in_work = InWork.sum(part for key, part in done.items() if key in keys)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A call of a worker that is waited for."""
+
+    slot: _Slot
+    kind: Literal["load", "open", "preflight", "work", "pulse"]
+    task: _Task | None = None
+
 
 @contextmanager
-def ray_workers(config: ExtractConfig, extractor: type[BlockExtractor]) -> Iterator["RayWorkers"]:
-    """Workers that load the encoder; they end with the `with` block."""
-    with ray_session(config) as (ray, placement):
-        workers = RayWorkers(ray, for_workers(config, placement), placement, extractor)
+def ray_workers(configs: Sequence[ExtractConfig], extractor: type[BlockExtractor]) -> Iterator["RayWorkers"]:
+    """Workers that load the encoders; they end with the `with` block."""
+    with ray_session(configs[0]) as (ray, placement):
+        workers = RayWorkers(ray, configs, placement, extractor)
         try:
             yield workers
         finally:
@@ -191,15 +139,26 @@ class RayWorkers:
     """The driver's side: which worker does what, and what came of it."""
 
     def __init__(
-        self, ray: Any, config: ExtractConfig, placement: Placement, extractor: type[BlockExtractor]
+        self,
+        ray: Any,
+        configs: Sequence[ExtractConfig],
+        placement: Placement,
+        extractor: type[BlockExtractor],
     ) -> None:
-        self._ray, self._config, self._placement, self._extractor = ray, config, placement, extractor
-        self._calls: dict[Any, tuple[_Slot, _Task | None]] = {}
-        """What is waited for: the call of a task, or of `load` or `open`."""
+        """`configs`: as the user gave them, one for each encoder."""
+        self._ray, self._placement, self._extractor = ray, placement, extractor
+        self._asked = configs[0]
+        self._configs = [for_workers(config, placement) for config in configs]
+        self._calls: dict[Any, _Call] = {}
         self._slots: list[_Slot] = []
         self._mark: Mark | None = None
         self._loaded: Loaded | None = None
+        self._tally: Tally | None = None
+        self._preflight: Work | None = None
+        """A clip that a worker has to read before the blocks are handed out."""
+        self._is_passed = False
         self._deaths_in_row = 0
+        self._grown_at = time.monotonic()
         for _ in range(placement.workers):
             self._spawn()
 
@@ -208,55 +167,54 @@ class RayWorkers:
         for slot in self._slots:
             self._ray.kill(slot.handle, no_restart=True)
 
-    def encoder(self) -> tuple[Backbone, Path | None]:
-        """The encoder of the worker that loads it first, and the file of its weights."""
+    def encoders(self) -> list[tuple[Backbone, Path | None]]:
+        """The encoders of the worker that loads them first, and the files of their weights."""
         while self._loaded is None:
             self._step()
-        return self._loaded.backbone, self._loaded.weights_file
+        return self._loaded.encoders
 
-    def run(self, cache: FeatureCache, todo: Sequence[Work], tally: Tally) -> None:
+    def run(self, caches: Sequence[FeatureCache], todo: Sequence[Work], tally: Tally) -> None:
         """Compute and commit the blocks; BlockError at the end where some of them failed every time."""
         if not todo:
             return
-        self._cache, self._tally = cache, tally
+        self._caches, self._tally = caches, tally
         self._todo = deque(_Task(work) for work in todo)
+        self._preflight = replace(todo[0], rows=todo[0].rows[:1])
         self._failed: list[_Task] = []
-        with (
-            self._marked(cache) as self._mark,
-            Progress("extract", sum(len(work.rows) for work in todo), "clips") as self._progress,
-        ):
+        with self._marked() as self._mark, tally.shown(sum(len(work.rows) for work in todo)):
             for slot in self._slots:
                 if slot.is_ready:
                     slot.is_ready = False
                     self._open(slot)
             while self._todo or any(slot.tasks for slot in self._slots):
+                self._grow()
                 self._hand_out()
+                self._ask_for_pulses()
                 self._step()
         if self._failed:
             raise BlockError(
-                f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {cache.path}: "
+                f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {caches[0].path}: "
                 f"{', '.join(map(str, self._failed))}. The others stay; run the same command again to try these"
             )
 
     @contextmanager
-    def _marked(self, cache: FeatureCache) -> Iterator[Mark]:
-        """A file that tells this run's cache from every other."""
-        part = "" if self._config.part is None else "-{}-of-{}".format(*self._config.part)
-        videos = (self._config.data_root / clip.video for clip in cache.manifest.clips)
-        mark = Mark(
-            f".run{part}", secrets.token_hex(16), next((video for video in videos if video.is_file()), None)
-        )
-        path = self._config.cache / mark.name
-        path.write_text(mark.token)
-        try:
+    def _marked(self) -> Iterator[Mark]:
+        """A file in each cache that tells this run's from every other."""
+        config = self._configs[0]
+        part = "" if config.part is None else "-{}-of-{}".format(*config.part)
+        videos = (clip.video for clip in self._caches[0].manifest.clips)
+        mark = Mark(f".run{part}", secrets.token_hex(16), first_local(config.data_root, videos))
+        with ExitStack() as cleanup:
+            for config in self._configs:
+                path = config.cache / mark.name
+                path.write_text(mark.token)
+                cleanup.callback(path.unlink, missing_ok=True)
             yield mark
-        finally:
-            path.unlink(missing_ok=True)
 
     # --- workers ---
 
     def _spawn(self) -> None:
-        actor = self._ray.remote(Worker).options(
+        actor = self._ray.remote(concurrency_groups={"pulse": 1})(Worker).options(
             num_cpus=0 if self._placement.gpus else 1,
             num_gpus=self._placement.gpus,
             max_restarts=0,
@@ -266,16 +224,19 @@ class RayWorkers:
         )
         slot = _Slot(actor.remote())
         self._slots.append(slot)
-        self._calls[slot.handle.load.remote(self._config)] = slot, None
+        self._calls[slot.handle.load.remote(self._configs)] = _Call(slot, "load")
 
     def _open(self, slot: _Slot) -> None:
-        self._calls[slot.handle.open.remote(self._mark, self._extractor)] = slot, None
+        self._calls[slot.handle.open.remote(self._mark, self._extractor)] = _Call(slot, "open")
 
     def _replace(self, slot: _Slot, cause: str) -> None:
         """Put a new worker in the place of a dead one; BlockError when too many died with nothing done in between."""
         if slot.is_dead:
             return
         slot.is_dead = True
+        slot.show({})
+        if slot.tally is not None:
+            slot.tally.state = "lost"
         self._slots.remove(slot)
         self._ray.kill(slot.handle, no_restart=True)
         self._deaths_in_row += 1
@@ -286,12 +247,34 @@ class RayWorkers:
                 "Committed blocks stay; --workers 0 shows what kills them"
             )
         logger.warning("a worker was lost and is replaced: %s", cause)
+        self._log("worker", worker=slot.name, state="lost", cause=cause)
         self._spawn()
+
+    def _grow(self) -> None:
+        """More workers where nodes have joined a cluster whose size decides how many there are."""
+        if self._asked.workers is not None or self._asked.address in (None, "local"):
+            return
+        if time.monotonic() - self._grown_at < _GROW_SEC:
+            return
+        self._grown_at = time.monotonic()
+        try:
+            room = placement_on(self._ray, self._asked)
+        except ConfigError:  # nodes have left: what is lost is seen elsewhere
+            return
+        for _ in range(len(self._slots), room.workers):
+            logger.info("the cluster has grown: one worker more")
+            self._spawn()
+
+    def _log(self, event: str, **values: Any) -> None:
+        if self._tally is not None:
+            self._tally.log.write(event, **values)
 
     # --- calls ---
 
     def _hand_out(self) -> None:
         """Give every ready worker a block; and the one after, to decode it ahead, while there are enough for all."""
+        if not self._is_passed:
+            return
         for most in range(1, _BLOCKS_IN_WORK + 1):
             for slot in self._slots:
                 if most > 1 and len(self._todo) < len(self._slots):
@@ -304,25 +287,32 @@ class RayWorkers:
     def _call(self, slot: _Slot, task: _Task) -> None:
         slot.tasks.append(task)
         call = slot.handle.rows.remote(task.single) if task.is_single else slot.handle.block.remote(task.work)
-        self._calls[call] = slot, task
+        self._calls[call] = _Call(slot, "work", task)
+
+    def _ask_for_pulses(self) -> None:
+        for slot in self._slots:
+            if slot.tasks and not slot.is_asked and time.monotonic() - slot.asked_at >= _PULSE_SEC:
+                slot.asked_at, slot.is_asked = time.monotonic(), True
+                pulse = slot.handle.pulse.options(concurrency_group="pulse")
+                self._calls[pulse.remote()] = _Call(slot, "pulse")
 
     def _step(self) -> None:
         """Wait for a call to end, for some seconds, and go on from what it gave."""
         done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_SEC, fetch_local=False)
         if not done:
             self._check_start()
-        for call in done:
-            slot, task = self._calls.pop(call)
-            if task is not None:
-                slot.tasks.remove(task)
+        for reference in done:
+            call = self._calls.pop(reference)
+            if call.task in call.slot.tasks:
+                call.slot.tasks.remove(call.task)
             try:
-                result = self._ray.get(call, timeout=_GET_SEC)
+                result = self._ray.get(reference, timeout=_GET_SEC)
             except self._ray.exceptions.RayTaskError as error:
-                self._raised(slot, task, error.cause)
+                self._raised(call, error.cause)
             except self._ray.exceptions.RayError as error:
-                self._died(slot, task, _first_line(error))
+                self._died(call, _first_line(error))
             else:
-                self._succeeded(slot, task, result)
+                self._succeeded(call, result)
 
     def _check_start(self) -> None:
         """BlockError where no worker ever comes up."""
@@ -332,49 +322,82 @@ class RayWorkers:
                 f"no worker started within {waited:.0f} s: `ray status` shows whether other jobs hold the GPUs"
             )
 
-    def _succeeded(self, slot: _Slot, task: _Task | None, result: Any) -> None:
-        if isinstance(result, Loaded):
+    def _succeeded(self, call: _Call, result: Any) -> None:
+        slot = call.slot
+        if call.kind == "load":
+            slot.name = result.name
             self._loaded = self._loaded or result
             if self._mark is None:
                 slot.is_ready = True  # `run` opens the cache
             else:
                 self._open(slot)
-            return
-        if task is None:
-            slot.is_ready = True
-            logger.debug("worker in process %d is ready", result)
-            return
-        self._deaths_in_row = 0
-        if isinstance(result, ComputedBlock):
-            self._single_done(task, result)
-        else:
-            self._block_done(result)
+        elif call.kind == "open":
+            self._opened(slot)
+        elif call.kind == "preflight":
+            self._passed(slot, result)
+        elif call.kind == "pulse":
+            slot.is_asked = False
+            if not slot.is_dead:
+                slot.show(result)
+                self._shown.changed()
+        elif call.task is not None:
+            self._deaths_in_row = 0
+            if isinstance(result, ComputedBlock):
+                self._single_done(slot, call.task, result)
+            else:
+                self._block_done(slot, result)
 
-    def _raised(self, slot: _Slot, task: _Task | None, error: BaseException) -> None:
+    def _opened(self, slot: _Slot) -> None:
+        """Let the first worker that opens the cache read one clip; the others wait for it."""
+        slot.tally = self._shown.worker(slot.name)
+        slot.is_ready = True
+        self._log("worker", worker=slot.name, state="ready")
+        work, self._preflight = self._preflight, None
+        if work is not None:
+            self._calls[slot.handle.rows.remote(work)] = _Call(slot, "preflight")
+
+    def _passed(self, slot: _Slot, first: ComputedBlock) -> None:
+        """A worker has read, decoded and encoded a clip: it can work."""
+        self._is_passed = True
+        record = first.records[0]
+        self._log("preflight", worker=slot.name, clip_id=record.clip_id, outcome=record.outcome)
+
+    def _raised(self, call: _Call, error: BaseException) -> None:
         """An error in a worker that lives: of ours, it is the user's to solve; of its start, the worker is given up."""
-        if isinstance(error, StorageError) or (task is None and isinstance(error, VivitError)):
+        if call.kind == "pulse":
+            return
+        is_start = call.kind in ("load", "open")
+        if isinstance(error, StorageError) or (is_start and isinstance(error, VivitError)):
             raise error
         cause = f"{type(error).__name__}: {_first_line(error)}"
-        if task is None:
-            self._replace(slot, cause)
+        if call.kind == "preflight":
+            raise BlockError(
+                f"a worker ({call.slot.name}) cannot read, decode and encode the first clip: {cause}. "
+                "Nothing was begun; --workers 0 shows whether this machine can"
+            ) from error
+        if call.task is None:
+            self._replace(call.slot, cause)
             return
-        task.errors += 1
-        self._again(task, cause)
+        call.task.errors += 1
+        self._again(call.task, cause)
 
-    def _died(self, slot: _Slot, task: _Task | None, cause: str) -> None:
-        self._replace(slot, cause)
-        if task is None:
+    def _died(self, call: _Call, cause: str) -> None:
+        self._replace(call.slot, cause)
+        self._is_passed |= call.kind == "preflight"  # the clip's block will find it out
+        if call.task is None:
             return
+        task = call.task
         was_single = task.is_single
         task.deaths += 1
         if was_single:
-            self._single_done(task, self._crashed(task, cause))
+            self._single_done(call.slot, task, self._crashed(task, cause))
         else:
             self._again(task, f"its worker died {task.deaths} times, {cause}")
 
     def _again(self, task: _Task, cause: str) -> None:
         """Try a block again, or put it on the list of failed ones."""
         task.cause = cause
+        self._log("retry", split=task.work.split, block=task.work.block, errors=task.errors, cause=cause)
         if task.errors >= ATTEMPTS:
             self._failed.append(task)
             logger.error("%s failed %d times, the run goes on without it", task, ATTEMPTS)
@@ -386,24 +409,25 @@ class RayWorkers:
 
     def _whole_if_lost(self, work: Work) -> Work:
         """A committed block that a worker was about to write anew is lost when the worker dies at the wrong moment."""
-        now = FeatureCache.open(self._cache.path, allow_partial=True)
-        if work.block not in now.missing_blocks(work.split, work.views):
-            return work
-        rows = tuple(range(*now.rows(work.split, work.block)))
-        return replace(work, rows=rows, is_retry=False)
+        for target in work.targets:
+            now = FeatureCache.open(self._caches[target].path, allow_partial=True)
+            if work.block in now.missing_blocks(work.split, work.views):
+                return replace(work, rows=tuple(range(*now.rows(work.split, work.block))), is_retry=False)
+        return work
 
     # --- results ---
 
-    def _block_done(self, report: BlockReport) -> None:
-        self._tally.seconds.add(report.seconds)
-        self._tally.blocks += 1
-        self._progress.advance(len(report.records))
-        for record in report.records:
-            self._tally.clip(record, 0)
-        self._tally.crops += report.crops
-        self._progress.advance(0, str(self._tally))
+    @property
+    def _shown(self) -> Tally:
+        if self._tally is None:
+            raise RuntimeError("there is no run")
+        return self._tally
 
-    def _single_done(self, task: _Task, row: ComputedBlock) -> None:
+    def _block_done(self, slot: _Slot, report: BlockReport) -> None:
+        slot.show({})
+        self._shown.block(self._shown.worker(slot.name), report)
+
+    def _single_done(self, slot: _Slot, task: _Task, row: ComputedBlock) -> None:
         """Go on with the next clip of a block; after the last commit it."""
         task.singles.append(row)
         if len(task.singles) < len(task.work.rows):
@@ -411,18 +435,21 @@ class RayWorkers:
             return
         whole = joined(task.work, task.singles)
         with whole.seconds.of("write"):
-            commit(self._cache, whole)
-        self._block_done(whole.report)
+            commit(self._caches, whole)
+        self._block_done(slot, whole.report)
 
     def _crashed(self, task: _Task, cause: str) -> ComputedBlock:
         """The row of a clip that took its worker with it when it was alone."""
         (row,) = task.single.rows
-        clip = self._cache.manifest.of_split(task.work.split)[row]
+        clip = self._caches[0].manifest.of_split(task.work.split)[row]
         message = f"the process that read it died, also when it read nothing else: {cause}"
-        record = ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)
+        records = [ClipRecord(clip_id=clip.clip_id, outcome=Outcome.CRASHED.value, message=message)]
         logger.warning("%s: %s", clip.clip_id, message)
-        features = np.zeros(task.single.shape(self._cache), np.float16)
-        return ComputedBlock(task.single, [record], Seconds(), 0, features, {})
+        parts = [
+            BlockFeatures(target, records, np.zeros(task.single.shape(self._caches[target]), np.float16), {})
+            for target in task.work.targets
+        ]
+        return ComputedBlock(task.single, records, Seconds(), 0, parts)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """A Ray session for the workers of stage 1: a cluster that runs, or one of our own on this machine.
 
-The only module beside `ray_engine` that imports ray, and only when it is asked to.
+The only module beside `ray_decode` that imports ray, and only when it is asked to.
 """
 
 import importlib.util
@@ -8,21 +8,25 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import vivit
 from vivit.pipeline.errors import BlockError, ConfigError
 from vivit.stage1_extract.config import ExtractConfig
 
 _STORE_BYTES = 512 << 20
-"""Ray's object store here: only reports and the features of single clips go through it."""
+"""Ray's object store here: reports and the features of single clips go through it, crops only with decode workers."""
 _PROBE_SEC = 5.0
 
 
@@ -95,29 +99,57 @@ def ray_session(config: ExtractConfig) -> Iterator[tuple[Any, Placement]]:
     """Ray itself, connected, and the workers that fit; a session of our own ends with the `with` block."""
     ray = _imported()
     if ray.is_initialized():
-        yield ray, _placement_on(ray, config)
+        yield ray, placement_on(ray, config)
         return
     address = config.address or "local"
     if address == "local":
         placement = Placement.of(config, gpus=torch.cuda.device_count(), cores=_cores())
-        _connect(ray, address, _local_options(max(_cores(), placement.workers)))
-    else:
-        _check_address(address)
-        _connect(ray, address, {})
-    try:
-        yield ray, placement if address == "local" else _placement_on(ray, config)
-    finally:
-        ray.shutdown()
+        _connect(ray, address, _local_options(config, placement))
+        try:
+            yield ray, placement
+        finally:
+            ray.shutdown()
+        return
+    _check_address(address)
+    with tempfile.TemporaryDirectory(prefix="vivit-") as folder:
+        code = copy_of_package(Path(folder))
+        _connect(ray, address, {"runtime_env": {"py_modules": [str(code)]}})
+        try:
+            yield ray, placement_on(ray, config)
+        finally:
+            ray.shutdown()
 
 
-def _placement_on(ray: Any, config: ExtractConfig) -> Placement:
+def copy_of_package(folder: Path) -> Path:
+    """The package's own modules below `folder`: what a node needs that has the dependencies and not vivit."""
+    root = Path(next(iter(vivit.__path__)))
+    copy = folder / "vivit"
+    packages = [
+        root,
+        *(path.parent for path in root.glob("*/__init__.py")),
+        *(p.parent for p in root.glob("*/*/__init__.py")),
+    ]
+    for package in packages:
+        target = copy / package.relative_to(root)
+        target.mkdir(parents=True, exist_ok=True)
+        for module in package.glob("*.py"):
+            shutil.copy(module, target)
+    return copy
+
+
+def placement_on(ray: Any, config: ExtractConfig) -> Placement:
     """The placement on a cluster that runs; ConfigError where workers would wait for cores that it does not have."""
     resources, nodes = ray.cluster_resources(), sum(bool(node["Alive"]) for node in ray.nodes())
     cores = int(resources.get("CPU", 0))
     placement = Placement.of(config, gpus=resources.get("GPU", 0), cores=cores, nodes=nodes)
-    if not placement.gpus and placement.workers > cores:
+    needed = 0 if placement.gpus else placement.workers
+    if needed > cores:
         raise ConfigError(
             f"{placement.workers} workers need a core each and the cluster has {cores}: pass --workers {cores}"
+        )
+    if config.decode_workers and needed == cores:
+        raise ConfigError(
+            f"the cluster has {cores} cores and {needed} workers take them all: none is left for --decode-workers"
         )
     return placement
 
@@ -136,13 +168,16 @@ def _imported() -> Any:
     return ray
 
 
-def _local_options(num_cpus: int) -> dict[str, Any]:
+def _local_options(config: ExtractConfig, placement: Placement) -> dict[str, Any]:
     """How a session of our own starts."""
+    each = config.decode_workers
+    num_cpus = max(_cores(), placement.workers * (1 + each))
+    wanted = _STORE_BYTES + (placement.workers * config.decode_memory_mb << 20 if each else 0)
     if not any(os.environ.get(f"RAY_AUTH_{name}") for name in ("MODE", "TOKEN", "TOKEN_PATH")):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else ray writes one to the home folder
     memory = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
-    free = _STORE_BYTES if memory is None else int(memory.f_bsize * memory.f_bavail * 0.9)
-    store = max(80 << 20, min(_STORE_BYTES, free))
+    free = wanted if memory is None else int(memory.f_bsize * memory.f_bavail * 0.9)
+    store = max(80 << 20, min(wanted, free))
     return {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": store}
 
 

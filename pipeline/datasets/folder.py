@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from vivit.pipeline.errors import DataError
@@ -36,7 +36,7 @@ HEAD = "action"
 VALIDATION_SHARE = 0.2
 """Share of the clips that goes to validation where the folders name no splits."""
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "val": "validation",
     "valid": "validation",
@@ -56,7 +56,7 @@ def read_folder(data_root: Path, annotations: Path | None = None) -> Manifest:
         raise DataError(
             "a folder of videos has no annotation files: drop --annotations, or pass --manifest FILE"
         )
-    videos = list(_videos(data_root))
+    videos = list(files_below(data_root, VIDEO_SUFFIXES))
     if not videos:
         raise DataError(
             f"no videos in {data_root}: files whose names end in {', '.join(sorted(VIDEO_SUFFIXES))} count"
@@ -71,19 +71,19 @@ def read_folder(data_root: Path, annotations: Path | None = None) -> Manifest:
         if len(video.parts) == 1:
             split = "test"
         else:
-            split = splits[video.parts[0]] if splits else _hashed_split(ids[video])
+            split = splits[video.parts[0]] if splits else hashed_split(ids[video])
         labels = {HEAD: class_ids[name]} if name else {}
         clips.append(Clip(clip_id=ids[video], split=split, video=str(video), labels=labels))
     return Manifest("folder", clips, heads={HEAD: classes} if classes else {})
 
 
-def _videos(data_root: Path) -> Iterator[PurePosixPath]:
-    """Paths below the root of everything named like a video; hidden files and folders are left out."""
+def files_below(data_root: Path, suffixes: Collection[str]) -> Iterator[PurePosixPath]:
+    """Paths below the root of everything whose name ends so, in order; hidden files and folders are left out."""
     for name, folders, files in os.walk(data_root, onerror=_refuse_folder, followlinks=True):
         folder = Path(name)
         folders[:] = sorted(n for n in folders if not n.startswith(".") and not _leads_back(folder / n))
         for file in sorted(files):
-            if Path(file).suffix.lower() in VIDEO_SUFFIXES and not file.startswith("."):
+            if Path(file).suffix.lower() in suffixes and not file.startswith("."):
                 yield _utf8((folder / file).relative_to(data_root))
 
 
@@ -98,18 +98,18 @@ def _leads_back(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
-def _utf8(video: Path) -> PurePosixPath:
+def _utf8(file: Path) -> PurePosixPath:
     try:
-        video.as_posix().encode()
+        file.as_posix().encode()
     except UnicodeEncodeError:
-        raise DataError(f"the name of the video {os.fsencode(video)!r} is not UTF-8: rename it") from None
-    return PurePosixPath(video.as_posix())
+        raise DataError(f"the name of the file {os.fsencode(file)!r} is not UTF-8: rename it") from None
+    return PurePosixPath(file.as_posix())
 
 
 def _named_splits(data_root: Path, videos: list[PurePosixPath]) -> dict[str, str]:
     """Top folder -> split, where every folder with videos is named like one; else empty."""
     top = {video.parts[0] for video in videos if len(video.parts) > 1}
-    named = {name: _SPLIT_NAMES[name.lower()] for name in top if name.lower() in _SPLIT_NAMES}
+    named = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     if named and len(named) < len(top):
         other = min(top - set(named))
         raise DataError(
@@ -132,7 +132,7 @@ def _clip_ids(videos: list[PurePosixPath]) -> dict[PurePosixPath, str]:
     return {video: stem if uses[stem] == 1 else str(video) for video, stem in stems.items()}
 
 
-def _hashed_split(clip_id: str) -> str:
+def hashed_split(clip_id: str) -> str:
     """A split that depends on the id alone, so that adding videos moves no others."""
     draw = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:4], "big") / 2**32
     return "validation" if draw < VALIDATION_SHARE else "train"

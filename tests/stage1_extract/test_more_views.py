@@ -178,9 +178,8 @@ def test_a_run_that_died_before_it_published_is_published_by_the_next(
     video_folder: Path, manifest: Manifest, at_once: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(Exception, match="interrupted"):
-            appended(video_folder, cache, manifest)
+        patch.setattr(FeatureCache, "publish_views", lambda _cache: False)
+        appended(video_folder, cache, manifest)
     assert FeatureCache.open(cache).shape("train")[1] == 1
     extract(config_for(video_folder, cache), manifest)
     assert FeatureCache.open(cache).shape("train")[1] == 4
@@ -201,7 +200,7 @@ def test_a_part_has_the_same_blocks_before_and_after_views_are_appended(
     video_folder: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
     def share(cache: FeatureCache) -> set[tuple[str, int]]:
-        return {(w.split, w.block) for w in missing_work(cache, part=(2, 3), retry_failed=False)}
+        return {(w.split, w.block) for w in missing_work([cache], part=(2, 3), retry_failed=False)}
 
     settings = config_for(video_folder, tmp_path / "c.zarr")
     from vivit.stage1_extract.blocks import create_encoder
@@ -318,7 +317,7 @@ def test_ray_workers_append_the_same_bytes(
     from vivit.stage1_extract.extract import extract_on_ray
 
     config = config_for(video_folder, cache, more_views=3, workers=1, torch_threads=2)
-    summary = extract_on_ray(config, manifest)
+    (summary,) = extract_on_ray([config], manifest)
     assert summary.blocks_done == 3
     assert files_of(cache) == files_of(at_once)
 

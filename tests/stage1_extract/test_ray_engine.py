@@ -24,8 +24,8 @@ from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.blocks import BlockExtractor, torch_threads
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract, extract_on_ray
-from vivit.stage1_extract.ray_engine import Mark, Worker
 from vivit.stage1_extract.ray_session import Placement, ray_session
+from vivit.stage1_extract.ray_worker import Mark, Worker
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
 
@@ -116,7 +116,7 @@ def test_a_killed_worker_is_replaced_and_a_failing_block_is_tried_three_times_an
         BlockError,
         match=r"1 of 6 blocks failed 3 times .*: validation block 1 \(ValueError: no such luck\)\. .*again",
     ):
-        extract_on_ray(config_for(video_folder, cache), manifest, extractor=Disturbed)
+        extract_on_ray([config_for(video_folder, cache)], manifest, extractor=Disturbed)
     assert killed.exists()
     assert 3 <= len(tried.read_text()) <= 4  # the killed worker may have begun it too
     left = FeatureCache.open(cache, allow_partial=True)
@@ -137,7 +137,7 @@ def test_a_clip_that_kills_its_process_is_found_and_its_neighbours_have_features
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().compute(work, *args, **options)
 
-    summary = extract_on_ray(config_for(video_folder, tmp_path / "c.zarr"), manifest, extractor=Deadly)
+    (summary,) = extract_on_ray([config_for(video_folder, tmp_path / "c.zarr")], manifest, extractor=Deadly)
     assert [(r.clip_id, r.outcome) for _, r in summary.failures] == [(killer, "crashed")]
     assert "also when it read nothing else" in summary.failures[0][1].message
     cache, plain = FeatureCache.open(summary.cache), FeatureCache.open(finished)
@@ -167,7 +167,7 @@ def test_a_worker_that_sees_other_files_or_weights_does_not_write(
     (cache / ".run").write_text("")
     with torch_threads(1):
         worker = Worker()
-        worker.load(config_for(video_folder, cache, **changes))
+        worker.load([config_for(video_folder, cache, **changes)])
         with pytest.raises(CacheError, match=message):
             worker.open(Mark(".run", token, None), BlockExtractor)
 
@@ -321,7 +321,7 @@ def test_a_node_that_is_lost_takes_nothing_with_it(
     remover = threading.Thread(target=remove, daemon=True)
     remover.start()
     config = config_for(video_folder, tmp_path / "c.zarr", address=cluster.address, workers=2)
-    extract_on_ray(config, manifest, extractor=Stuck)
+    extract_on_ray([config], manifest, extractor=Stuck)
     assert busy.exists()
     assert "a worker was lost and is replaced" in caplog.text
     assert files_of(tmp_path / "c.zarr") == files_of(finished)
