@@ -820,9 +820,9 @@ def verify(
         typer.Option(help="Seed of the choice of the sample. [dim]Default: 0.[/]", rich_help_panel="Sample"),
     ] = None,
     data_root: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+            help="Folder or URL of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
             rich_help_panel="Sample",
         ),
     ] = None,
@@ -860,7 +860,10 @@ def verify(
             cache=path,
             repair=repair,
             is_shown=not as_json,
-            **_given(sample=sample, seed=seed, data_root=data_root, weights=weights, device=device, threads=threads),
+            **_given(
+                sample=sample, seed=seed, data_root=_data_root(data_root), weights=weights, device=device,
+                threads=threads,
+            ),
         )
     )  # fmt: skip
     if as_json:

@@ -14,6 +14,7 @@ from vivit.pipeline.checkpoint import is_checkpoint, model_file
 from vivit.pipeline.errors import WeightsError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache, library_versions
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.blocks import encode_clip, machine, torch_threads
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
 from vivit.stage1_extract.encoder import SpatialEncoder
@@ -47,7 +48,7 @@ def compare_sample(
     cache: FeatureCache,
     count: int,
     *,
-    data_root: Path,
+    data_root: Location,
     weights: str | None = None,
     device: str = "auto",
     seed: int = 0,
