@@ -88,7 +88,7 @@ SHARD = "train/features/c/1/0/0/0"
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-7]), [f"train block 1 view 0: {SHARD} has ", "7 fewer than"]),
     "bit of the features": (lambda p: change_byte(p / SHARD, 9), [f"{SHARD} has another sha256 than the ledger says"]),
-    "bit of the index": (lambda p: change_byte(p / SHARD, -30), ["has another sha256", "has a damaged index"]),
+    "bit of the index": (lambda p: change_byte(p / SHARD, -30), ["has another sha256 than the ledger says: its index is damaged"]),
     "deleted": (lambda p: (p / SHARD).unlink(), [f"{SHARD} is missing"]),
     "shards swapped": (lambda p: swap(p / SHARD, p / SHARD.replace("/1/0/0/0", "/1/1/0/0")), ["block 1 view 0", "block 1 view 1"]),
     "ledgers swapped": (

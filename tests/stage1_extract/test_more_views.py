@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_and_no_reader_sees_half_of_it(
     assert half.usable_views("train").tolist() == [1] * 7
     assert zarr.open_array(cache / "train/features", mode="r").shape == (7, 1, 4, 192)
     check = check_cache(half, is_shown=False)
-    assert (check.findings, check.missing) == ([], "train lacks 1 of 3 blocks (1 of 7 clips)")
+    assert (check.findings, check.missing) == ([], "train lacks appended views of 1 of 3 blocks")
     assert appended(video_folder, cache, manifest, more=again).blocks_done == 1
     assert files_of(cache) == files_of(at_once)
 
@@ -280,7 +280,7 @@ def test_damage_in_appended_views_is_repaired_alone(
     appended(video_folder, cache, manifest)
     shard = cache / "train/features/c/1/2/0/0"
     shard.write_bytes(shard.read_bytes()[:-1])
-    finding, *_ = check_cache(FeatureCache.open(cache, allow_partial=True), is_shown=False).findings
+    (finding,) = check_cache(FeatureCache.open(cache, allow_partial=True), is_shown=False).findings
     assert finding.ledger is not None
     assert (finding.block, finding.view, finding.ledger) == (1, 2, "ledger/train/000001.1-3.json")
     FeatureCache.open(cache, allow_partial=True).withdraw(finding.ledger)
