@@ -226,7 +226,7 @@ def test_values_beyond_float16_are_an_outcome_not_a_crash(
     calls = iter(range(100))
 
     def too_large(self: SpatialEncoder, crops: np.ndarray) -> torch.Tensor:
-        return encode(self, crops) * (1e6 if next(calls) == 1 else 1.0)
+        return encode(self, crops) * (1e6 if next(calls) == 2 else 1.0)  # the second clip, in its first view
 
     monkeypatch.setattr(SpatialEncoder, "encode", too_large)
     summary = extract(config_for(video_folder, tmp_path / "c.zarr"), manifest)
