@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from vivit.pipeline.errors import IncompleteCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.stage2_temporal import loader
 from vivit.stage2_temporal.loader import (
@@ -178,3 +179,20 @@ def test_scores_are_of_the_views_that_all_clips_have(make_cache: Any) -> None:
     cache = _grown(_numbered(make_cache), failed=(2,))
     assert Features(cache, "train", cache.usable_rows("train"), device=CPU).num_common_views == 3
     assert Features(cache, "train", np.array([0, 1]), device=CPU).num_common_views == 5
+
+
+@pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
+def test_a_block_that_lost_its_appended_views_is_used_with_the_others(
+    make_cache: Any, budget: int | None
+) -> None:
+    cache = _grown(_numbered(make_cache), failed=())
+    cache.withdraw("ledger/train/000001.3-4.json")
+    with pytest.raises(IncompleteCacheError, match=r"train lacks 1 of 3 blocks"):
+        FeatureCache.open(cache.path)
+    cache = FeatureCache.open(cache.path, allow_partial=True)
+    assert cache.usable_views("train").tolist() == [5] * 8 + [3] * 8 + [5] * 5
+    for epoch in range(10):
+        numbers = _stacked(_batches(cache, budget=budget).epoch(epoch))[0][:, 0, 0].long()
+        rows, views = numbers % 100, numbers // 100
+        assert sorted(rows.tolist()) == list(range(21))
+        assert (views[(rows >= 8) & (rows < 16)] < 3).all()
