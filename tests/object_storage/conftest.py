@@ -62,3 +62,9 @@ def proxy(s3_port: int, bucket: Url, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def put(url: str, data: bytes = b"") -> None:
     with urllib.request.urlopen(urllib.request.Request(url, data=data, method="PUT")) as answer:
         assert answer.status == 200
+
+
+@pytest.fixture
+def secrets() -> list[str]:
+    """What must not be found in any object, file or message."""
+    return [SECRET, KEY_ID]
