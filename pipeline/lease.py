@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from vivit.pipeline.errors import StorageError, VivitError
-from vivit.pipeline.storage import Url
+from vivit.pipeline.storage import Url, Version
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class _Lease:
     def __init__(self, url: Url, folder: Url, error: type[VivitError], remedy: str) -> None:
         self._url, self.folder, self._error, self._remedy = url, folder, error, remedy
         self._record = _Record.new()
-        self._version: str | None = None
+        self._version: Version | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.is_lost = False
@@ -146,7 +146,7 @@ class _Lease:
                 return
         raise self._error(f"{self.folder} is being written by other processes: {self._remedy}")
 
-    def _created(self) -> str | None:
+    def _created(self) -> Version:
         """Take the lease where nobody holds it; FileExistsError where another process was faster."""
         try:
             return self._put(None)
@@ -160,7 +160,7 @@ class _Lease:
         logger.info("%s: the lease of a process that is gone is taken over", self.folder)
         return self._put(version)
 
-    def _put(self, version: str | None) -> str | None:
+    def _put(self, version: Version | None) -> Version:
         """Write the record in the place of this version, None for no object."""
         data = self._record.to_json()
         try:
@@ -183,7 +183,7 @@ class _Lease:
             self._record = replace(self._record, renewed=time.time())
             try:
                 self._renew()
-            except StorageError as error:
+            except VivitError as error:
                 logger.warning("the lease of %s was not renewed: %s", self.folder, error)
             if self.is_lost:
                 logger.error("%s was taken over by another process", self.folder)

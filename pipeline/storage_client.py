@@ -65,7 +65,7 @@ _MACHINE_CREDENTIALS = (
     "metadata.google.internal",
 )
 """What stands in the addresses that a cloud's machines get their own credentials from."""
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
 
 _reached: set[tuple[str, str]] = set()
 """Buckets whose store has answered this process."""
@@ -177,9 +177,8 @@ def _remote(
 
 
 def _endpoint(scheme: str) -> str:
-    if scheme != "s3":
-        return ""
-    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    """The address of the store where it is not the usual one."""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
 
 
 @dataclass(frozen=True)
@@ -274,8 +273,8 @@ def _explained(failure: _Failure, scheme: str, bucket: str, what: str, verb: str
     if failure.is_unconnected:
         host = urlsplit(_endpoint(scheme)).netloc.rpartition("@")[2] or "the store's usual one"
         return StorageError(
-            f"the endpoint of {scheme}://{bucket} ({host}) cannot be reached: check AWS_ENDPOINT_URL and the network, "
-            "then run the same command again"
+            f"the endpoint of {scheme}://{bucket} ({host}) cannot be reached: check {_ENDPOINTS[scheme][0]} "
+            "and the network, then run the same command again"
         )
     again = f" after {tries} tries" if tries > 1 else ""
     return StorageError(

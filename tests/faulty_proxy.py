@@ -49,6 +49,8 @@ class FaultyProxy:
         self.kinds: Sequence[str] = FAULTS
         self.only = ""
         """Spoil only requests with this in `METHOD /target`."""
+        self.authorization = ""
+        """Put into each request in the place of its own."""
         self.faults: Counter[str] = Counter()
         """How often each fault was made."""
         self.requests: list[str] = []
@@ -143,7 +145,11 @@ class FaultyProxy:
     def _forward(self, request: _Request) -> _Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self._upstream)
         try:
-            connection.request(request.method, request.target, request.body, request.headers)
+            headers = {k: v for k, v in request.headers.items() if k.lower() != "authorization"}
+            own = next((v for k, v in request.headers.items() if k.lower() == "authorization"), "")
+            if authorization := self.authorization or own:
+                headers["Authorization"] = authorization
+            connection.request(request.method, request.target, request.body, headers)
             found = connection.getresponse()
             body = found.read()
             kept = [(k, v) for k, v in found.getheaders() if k.lower() not in _OWN_HEADERS]

@@ -3,6 +3,7 @@
 import socket
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from faulty_proxy import FAULTS, FaultyProxy
@@ -146,3 +147,36 @@ def test_a_timeout_that_is_no_time_is_refused(
     monkeypatch.setenv("VIVIT_STORAGE_TIMEOUT", text)
     with pytest.raises(ConfigError, match="VIVIT_STORAGE_TIMEOUT must be a number above 0"):
         location(f"{bucket}/x").exists()
+
+
+def put(url: str) -> None:
+    with urllib.request.urlopen(urllib.request.Request(url, data=b"", method="PUT")):
+        pass
+
+
+def test_a_gs_url_is_read_and_written_at_the_endpoint_of_the_environment(
+    proxy: FaultyProxy, s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google's store speaks as S3 does, but for the names of its users and the conditions of puts."""
+    put(f"{s3_environment}/gsbucket")
+    proxy.authorization = (
+        "AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    )
+    monkeypatch.setenv("GOOGLE_BASE_URL", proxy.url)
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "hush")
+    there = location("gs://gsbucket/folder")
+    (there / "a/x").write_bytes(b"0123")
+    assert Url("s3", "gsbucket", "folder/a/x").read_bytes() == b"0123"
+    assert ((there / "a/x").read_range(1, 2), (there / "a/x").size()) == (b"12", 4)
+    assert there.sizes_below() == {"a/x": 4}
+    (there / "a/x").unlink()
+    assert not there.exists()
+
+
+def test_a_gs_url_without_credentials_is_one_clear_error(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(StorageError, match=r"gs://bucket.*GOOGLE_APPLICATION_CREDENTIALS"):
+        location("gs://bucket/x").read_bytes()
