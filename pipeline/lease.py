@@ -28,6 +28,7 @@ LEASE_SEC = 60.0
 RENEW_SEC = 15.0
 _WHOLE = ".lock"
 _PART = re.compile(r"\.lock-(\d+)-of-(\d+)")
+_RELEASE_SEC = 5.0
 _ATTEMPTS = 5
 _held: "set[_Lease]" = set()
 """The leases of folders that this process holds."""
@@ -204,7 +205,10 @@ class _Lease:
 
     def release(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_RELEASE_SEC)
+        if self._thread.is_alive():  # the store does not answer
+            logger.warning("the lease of %s could not be removed, and ends by itself", self.folder)
+            return
         try:
             found = _Record.from_json(self._url.read_bytes())
             if found is not None and found.token == self._record.token:

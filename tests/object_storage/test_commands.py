@@ -35,7 +35,7 @@ VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2,
 OPTIONS = [
     "--backbone", "vit_ti16", "--weights", "random", "--num-frames", "4", "--stride", "3", "--resize", "40",
     "--crop-size", "32", "--train-views", "2", "--test-clips", "2", "--test-crops", "1", "--device", "cpu",
-    "--block-size", "2", "--batch-size", "6", "--decode-threads", "1", "--torch-threads", "1", "--workers", "0",
+    "--block-size", "2", "--batch-size", "6", "--decode-threads", "1", "--torch-threads", "1",
 ]  # fmt: skip
 
 
@@ -66,6 +66,14 @@ def objects_of(cache: Location) -> dict[str, Any]:
 
 def _lasting(entry: bytes) -> dict[str, Any]:
     return {key: value for key, value in json.loads(entry).items() if key != "about"}
+
+
+def extract_command(cache: Location, videos: Path, workdir: Path, *options: str) -> list[str]:
+    """`vivit extract` as `extract_to` does it."""
+    return [
+        sys.executable, "-m", "vivit", "extract", "--dataset", "folder", "--data-root", str(videos),
+        "--cache", str(cache), "--workdir", str(workdir), *OPTIONS, *options,
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +157,7 @@ def test_a_killed_extraction_leaves_a_lease_that_holds_nothing_and_the_same_comm
     proxy: FaultyProxy, bucket: Url, local: Path, video_folder: Path, tmp_path: Path
 ) -> None:
     cache = bucket / "toy.zarr"
-    command = [
-        sys.executable, "-m", "vivit", "extract", "--dataset", "folder", "--data-root", str(video_folder),
-        "--cache", str(cache), "--workdir", str(tmp_path), *OPTIONS,
-    ]  # fmt: skip
+    command = extract_command(cache, video_folder, tmp_path, "--workers", "0")
     proxy.only, proxy.kinds, proxy.rate = "/validation/features/c/0", ["stall"], 1.0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not proxy.faults.total():  # all of train is committed, and the first block of validation hangs
@@ -168,6 +173,25 @@ def test_a_killed_extraction_leaves_a_lease_that_holds_nothing_and_the_same_comm
     assert done.returncode == 0, done.stderr
     assert objects_of(cache) == objects_of(local)
     assert not [name for name in cache.names() if name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_two_parts_at_once_and_ray_workers_write_what_one_process_writes_to_a_folder(
+    proxy: FaultyProxy, bucket: Url, local: Path, video_folder: Path, tmp_path: Path
+) -> None:
+    proxy.rate, proxy.kinds = 0.05, ["refuse", "lose", "cut", "reset"]
+    command = extract_command(bucket / "parts.zarr", video_folder, tmp_path, "--workers", "0", "--part")
+    parts = [subprocess.Popen([*command, part], stderr=subprocess.PIPE, text=True) for part in ("1/2", "2/2")]
+    for part in parts:
+        _, errors = part.communicate()
+        assert part.returncode == 0, errors
+    assert objects_of(bucket / "parts.zarr") == objects_of(local)
+    pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
+    command = extract_command(bucket / "ray.zarr", video_folder, tmp_path, "--workers", "2")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert objects_of(bucket / "ray.zarr") == objects_of(local)
 
 
 def test_the_commands_take_urls(
