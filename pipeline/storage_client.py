@@ -171,9 +171,15 @@ def _remote(
         "user_agent": "vivit",
     }
     once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_sec)}
-    if scheme == "gs":
-        return GCSStore(bucket, client_options=client, retry_config=once)
-    return S3Store(bucket, client_options=client, retry_config=once, disable_bulk_delete=True)
+    try:
+        if scheme == "gs":
+            return GCSStore(bucket, client_options=client, retry_config=once)
+        return S3Store(bucket, client_options=client, retry_config=once, disable_bulk_delete=True)
+    except (BaseError, ValueError) as error:
+        reason = _scrubbed(str(error).strip().partition("\n")[0][:200])
+        raise ConfigError(
+            f"{scheme}://{bucket} cannot be reached as the environment says ({reason}): check {_CREDENTIALS[scheme]}"
+        ) from None
 
 
 def _endpoint(scheme: str) -> str:

@@ -115,13 +115,15 @@ def test_a_lease_survives_answers_that_are_lost(
     monkeypatch.setattr(lease_module, "RENEW_SEC", 0.05)
     proxy.kinds, proxy.rate = ["lose", "cut"], 0.5
     with hold(bucket):
-        time.sleep(1)
+        until = time.monotonic() + 10
+        while proxy.faults.total() < 4 and time.monotonic() < until:
+            time.sleep(0.02)
         check_held(bucket, CacheError)
         with pytest.raises(CacheError, match="being written"), hold(bucket):
             pass
     proxy.rate = 0
     assert bucket.names() == []
-    assert proxy.faults.total() > 5
+    assert proxy.faults.total() >= 4
 
 
 def test_a_folder_still_has_its_own_lock(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_request_that_fails_a_few_times_is_made_again(proxy: FaultyProxy, buck
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["refuse", "cut", "stall"])
+@pytest.mark.parametrize("kind", ["refuse", "cut", pytest.param("stall", marks=pytest.mark.slow)])
 def test_a_request_that_goes_on_failing_is_one_clear_error(
     proxy: FaultyProxy, bucket: Url, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,5 +178,5 @@ def test_a_gs_url_without_credentials_is_one_clear_error(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
-    with pytest.raises(StorageError, match=r"gs://bucket.*GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(ConfigError, match=r"gs://bucket.*GOOGLE_APPLICATION_CREDENTIALS"):
         location("gs://bucket/x").read_bytes()
