@@ -14,6 +14,7 @@ from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CacheError, StaleCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.storage import Location, Url, location
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.blocks import missing_work
 from vivit.stage1_extract.config import ExtractConfig
@@ -23,7 +24,7 @@ from vivit.stage1_extract.inline_engine import run_inline
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=1, test_clips=2, test_crops=1)
 
 
-def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
+def config_for(root: Path, cache: Location, **changes: object) -> ExtractConfig:
     config = ExtractConfig(
         cache=cache, data_root=root, backbone="vit_ti16", weights="random", views=VIEWS, device="cpu", batch_size=6,
         block_size=3, decode_threads=2,
@@ -79,7 +80,9 @@ def cache(one_view: Path, tmp_path: Path) -> Path:
     return tmp_path / "c.zarr"
 
 
-def appended(root: Path, cache: Path, manifest: Manifest, more: int = 3, **changes: object) -> ExtractSummary:
+def appended(
+    root: Path, cache: Location, manifest: Manifest, more: int = 3, **changes: object
+) -> ExtractSummary:
     return extract(config_for(root, cache, more_views=more, **changes), manifest)
 
 
@@ -307,6 +310,21 @@ def test_what_cannot_be_appended_is_one_error(
     extract(config_for(video_folder, tmp_path / "v.zarr"), tests_only)
     with pytest.raises(CacheError, match="has no training clips"):
         appended(video_folder, tmp_path / "v.zarr", tests_only)
+
+
+def test_views_are_appended_in_an_object_store(video_folder: Path, manifest: Manifest, at_once: Path) -> None:
+    url = location("memory://views/c.zarr")
+    assert isinstance(url, Url)
+    extract(config_for(video_folder, url), manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Exception, match="interrupted"):
+            appended(video_folder, url, manifest)
+    assert FeatureCache.open(url).shape("train")[1] == 1
+    appended(video_folder, url, manifest)
+    stored = {name: (url / name).read_bytes() for name in url.sizes_below() if "/features/" in name}
+    assert stored == files_of(at_once)
+    assert check_cache(FeatureCache.open(url), is_shown=False).is_whole
 
 
 @pytest.mark.slow
