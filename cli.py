@@ -545,7 +545,9 @@ def pretrain(
     "vivit import-weights videomae_pretrain_base.pth",
 )
 def import_weights(
-    path: Annotated[Path, typer.Argument(help="File, or Hugging Face folder, with the weights.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="File or URL, or Hugging Face folder, with the weights.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="File to write. [dim]Default: WORKDIR/weights/<name>.safetensors.[/]"),
@@ -577,8 +579,10 @@ def import_weights(
     The file serves as --backbone of `extract` (its spatial half), as --init of `train-temporal` (its temporal half), and
     as --run of `evaluate` and `predict`.
     """
+    from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.weights import import_weights as run_import
 
+    path = local_file(source)
     stored = run_import(
         path, kind=kind, backbone=backbone, model=model, heads=_counts(heads), order=order,
         image_size=None if image_size is None else (image_size, image_size),
@@ -820,9 +824,9 @@ def verify(
         typer.Option(help="Seed of the choice of the sample. [dim]Default: 0.[/]", rich_help_panel="Sample"),
     ] = None,
     data_root: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
+            help="Folder or URL of the videos, for --sample. [dim]Default: VIVIT_DATA_ROOT/<data set>, or data/<data set>.[/]",
             rich_help_panel="Sample",
         ),
     ] = None,
@@ -860,7 +864,10 @@ def verify(
             cache=path,
             repair=repair,
             is_shown=not as_json,
-            **_given(sample=sample, seed=seed, data_root=data_root, weights=weights, device=device, threads=threads),
+            **_given(
+                sample=sample, seed=seed, data_root=_data_root(data_root), weights=weights, device=device,
+                threads=threads,
+            ),
         )
     )  # fmt: skip
     if as_json:
@@ -1180,13 +1187,14 @@ def _views(dataset: str, backbone: str, **given: Any) -> Any:
 
     from vivit.pipeline.backbones import is_model_file
     from vivit.pipeline.checkpoint import views_for_spatial
+    from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.recipes import recipe_of
 
     recipe = recipe_of(dataset)
     print(f"defaults of views: {recipe.source}")
     own = {}
     if is_model_file(backbone):
-        own = views_for_spatial(Path(backbone))
+        own = views_for_spatial(local_file(backbone))
         print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
     return replace(recipe.views, **(own | _given(**given)))
 

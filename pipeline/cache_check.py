@@ -63,6 +63,8 @@ class SplitCount:
     missing_blocks: int = 0
     """Blocks that the ledger does not have."""
     missing_clips: int = 0
+    missing_appended: int = 0
+    """Blocks whose appended views are not all there, so that no reader sees these views of any block."""
     without_features: int = 0
     """Clips that the ledger records as failed."""
     shards: int = 0
@@ -84,11 +86,16 @@ class CacheCheck:
     @property
     def missing(self) -> str:
         """What has not been extracted, in words; empty for a complete cache."""
-        return ", ".join(
-            f"{split} lacks {count.missing_blocks} of {count.blocks} blocks ({count.missing_clips} of {count.clips} clips)"
-            for split, count in self.splits.items()
-            if count.missing_blocks
-        )
+        parts = []
+        for split, count in self.splits.items():
+            if count.missing_blocks:
+                clips = f"{count.missing_clips} of {count.clips} clips"
+                parts.append(f"{split} lacks {count.missing_blocks} of {count.blocks} blocks ({clips})")
+            if count.missing_appended:
+                parts.append(
+                    f"{split} lacks appended views of {count.missing_appended} of {count.blocks} blocks"
+                )
+        return ", ".join(parts)
 
     @property
     def is_whole(self) -> bool:
@@ -159,15 +166,16 @@ def default_threads() -> int:
 
 def _committed(cache: FeatureCache, split: str, count: SplitCount) -> Iterator[_Block]:
     """What is committed of a split; the blocks that lack views are counted."""
-    missing = set()
+    missing: set[int] = set()
+    appended: set[int] = set()
     for views in cache.view_ranges(split):
-        entries = cache.entries(split, views)
+        entries, is_published = cache.entries(split, views), views.stop <= cache.shape(split)[1]
         for block in range(cache.num_blocks(split)):
             if block in entries:
                 yield _Block(split, block, views, entries[block], ledger_name(split, block, views))
             else:
-                missing.add(block)
-    count.missing_blocks = len(missing)
+                (missing if is_published else appended).add(block)
+    count.missing_blocks, count.missing_appended = len(missing), len(appended)
     count.missing_clips = sum(stop - start for start, stop in (cache.rows(split, block) for block in missing))
 
 
@@ -264,25 +272,27 @@ def _shard_problems(cache: FeatureCache, shard: _Shard) -> tuple[list[str], int]
         return ["is missing"], 0
     except OSError as error:
         return [f"cannot be read ({error.strerror})"], 0
-    problems = []
     if (more := len(data) - recorded["bytes"]) != 0:
-        problems.append(
-            f"has {len(data)} bytes, {abs(more)} {'more' if more > 0 else 'fewer'} than the ledger says"
-        )
-    elif hashlib.sha256(data).hexdigest() != recorded["sha256"]:
-        problems.append("has another sha256 than the ledger says")
+        differ = f"{abs(more)} {'more' if more > 0 else 'fewer'} than the ledger says"
+        return [f"has {len(data)} bytes, {differ}"], len(data)
+    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+        return [f"has another sha256 than the ledger says: {_damaged_part(cache, data)}"], len(data)
+    records = shard.block.entry.records
     _, _, times, dim = cache.shape(shard.block.split)
-    settings = cache.settings
     try:
-        index = _shard_index(data, settings.block_size)
-        features = _shard_features(
-            data, index, (len(shard.block.entry.records), times, dim), codec=settings.codec
-        )
+        index = _shard_index(data, cache.settings.block_size)
+        features = _shard_features(data, index, (len(records), times, dim), codec=cache.settings.codec)
     except ValueError as error:
-        return [*problems, str(error)], len(data)
-    if problems:
-        return [problems[0] + ", its index is right: the features differ"], len(data)
-    return _number_problems(features, shard.block.entry.records), len(data)
+        return [str(error)], len(data)
+    return _number_problems(features, records), len(data)
+
+
+def _damaged_part(cache: FeatureCache, data: bytes) -> str:
+    try:
+        _shard_index(data, cache.settings.block_size)
+    except ValueError:
+        return "its index is damaged (wrong crc32c)"
+    return "the features differ, its index is right"
 
 
 def _shard_index(data: bytes, block_size: int) -> npt.NDArray[np.uint64]:
@@ -290,7 +300,7 @@ def _shard_index(data: bytes, block_size: int) -> npt.NDArray[np.uint64]:
     size = block_size * _INDEX_ENTRY_BYTES
     index, crc = data[-size - _CRC_BYTES : -_CRC_BYTES], data[-_CRC_BYTES:]
     if len(index) != size or google_crc32c.value(index) != int.from_bytes(crc, "little"):
-        raise ValueError("has a damaged index (its crc32c is wrong)")
+        raise ValueError("has a damaged index (wrong crc32c)")
     return np.frombuffer(index, "<u8").reshape(-1, 2)
 
 

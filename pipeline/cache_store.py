@@ -141,14 +141,16 @@ class FolderFiles:
         features: npt.NDArray[np.float16],
         array: bytes,
     ) -> Shards:
-        names = [shard_name(split, block, view) for view in views]
-        for at, (view, name) in enumerate(zip(views, names, strict=True)):
-            path = self._path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _clear(path.parent, "*")  # what a killed run left
-            path.write_bytes(_encoded(array, block, view, rows, features[:, at]))
-        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            return dict(zip(names, pool.map(lambda name: _synced(self._path / name), names), strict=True))
+        synced = {}
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:  # one is written while others go to the disk
+            for at, view in enumerate(views):
+                name = shard_name(split, block, view)
+                path = self._path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _clear(path.parent, "*")  # what a killed run left
+                path.write_bytes(_encoded(array, block, view, rows, features[:, at]))
+                synced[name] = pool.submit(_synced, path)
+        return {name: shard.result() for name, shard in synced.items()}
 
     def sizes(self, split: str, names: Iterable[str]) -> Mapping[str, int]:
         found = {}

@@ -151,7 +151,7 @@ class FeatureCache:
             raise CacheError(
                 f"{manifest_path} does not hold the clips that the cache was made of: put the right one back"
             )
-        cache = cls(path, settings, manifest, about.get(_VIEW_STEPS, ()))
+        cache = cls(path, settings, manifest, _parse_view_steps(path, about, settings))
         if not allow_partial and (missing := cache.missing()):
             raise IncompleteCacheError(
                 f"{path} is incomplete: {missing}. Run the same `vivit extract` command again to finish it, "
@@ -235,11 +235,11 @@ class FeatureCache:
 
         The array's own description grows first: what plain Zarr readers see then is all there.
         """
+        if self.unpublished_views is None:
+            return False
         whole = itertools.takewhile(lambda v: not self.missing_blocks("train", v), self.view_ranges("train"))
-        if (
-            self.unpublished_views is None
-            or (reached := max((v.stop for v in whole), default=0)) <= self.unpublished_views.start
-        ):
+        reached = max((views.stop for views in whole), default=0)
+        if reached <= self.unpublished_views.start:
             return False
         settings = replace(self.settings, views=replace(self.settings.views, train_views=reached))
         about = _read_attributes(self.path) | {"settings": settings.to_dict()}
@@ -465,6 +465,22 @@ def _parse_settings(path: Location, values: Mapping[str, Any]) -> CacheSettings:
         return CacheSettings.from_dict(values)
     except TypeError as error:
         raise CacheError(f"{path} was made by another version of vivit ({error}): extract again") from None
+
+
+def _parse_view_steps(path: Location, about: Mapping[str, Any], settings: CacheSettings) -> list[int]:
+    """Numbers of training views that a cache was to have; CacheError where they are none."""
+    now = settings.views.train_views
+    steps = about.get(_VIEW_STEPS, [now])
+    if not (
+        isinstance(steps, list)
+        and all(isinstance(step, int) for step in steps)
+        and all(a < b for a, b in itertools.pairwise((0, *steps)))
+        and now in steps
+    ):
+        raise CacheError(
+            f"{path}/zarr.json is damaged: {_VIEW_STEPS} {steps!r} are not growing numbers with {now} among them"
+        )
+    return steps
 
 
 def _read_attributes(path: Location) -> dict[str, Any]:

@@ -18,9 +18,12 @@ from urllib.parse import unquote, urlsplit
 from vivit.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode, PutResult
     from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
+Version = dict[str, str]
+"""What a store calls one version of an object."""
 
 SCHEMES = ("s3", "gs", "memory")
 """Kinds of object stores; `file` is a path."""
@@ -112,6 +115,15 @@ class Url:
             self._ask("read", lambda store: store.get(self.key))
             raise
 
+    def version(self) -> str:
+        """Changes when the object is written anew; FileNotFoundError where there is none."""
+
+        def asked(store: "ObjectStore") -> str:
+            meta = store.head(self.key)
+            return f"{meta['e_tag']} {meta['last_modified'].isoformat()}"
+
+        return self._ask("read", asked)
+
     def sizes_below(self, suffix: str = "") -> dict[str, int]:
         """Bytes of every object below this name whose own name ends so, by its path from here, sorted."""
         start = len(self.key) + 1 if self.key else 0
@@ -163,12 +175,12 @@ class Url:
             size,
         )
 
-    def read_versioned(self) -> tuple[bytes, str | None]:
+    def read_versioned(self) -> tuple[bytes, Version]:
         """The whole object, and the store's name of this version of it."""
 
-        def read(store: "ObjectStore") -> tuple[bytes, str | None]:
+        def read(store: "ObjectStore") -> tuple[bytes, Version]:
             found = store.get(self.key)
-            return found.bytes().to_bytes(), found.meta["e_tag"]
+            return found.bytes().to_bytes(), _version(found.meta)
 
         return self._ask("read", read)
 
@@ -188,7 +200,7 @@ class Url:
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
 
-    def create(self, data: bytes) -> str | None:
+    def create(self, data: bytes) -> Version:
         """Put the object where there is none, and give its version; FileExistsError where there is one.
 
         NotImplementedError where the store does not know such a request. One that was made twice because its answer
@@ -196,19 +208,18 @@ class Url:
         """
         return self._put_if(data, "create")
 
-    def replace(self, data: bytes, version: str | None) -> str | None:
+    def replace(self, data: bytes, version: Version) -> Version:
         """Put the object in the place of this version of it, and give the new one; FileExistsError where it is another.
 
         NotImplementedError as of `create`.
         """
-        return self._put_if(data, version)
+        return self._put_if(data, cast("PutMode", version))
 
-    def _put_if(self, data: bytes, version: str | None) -> str | None:
+    def _put_if(self, data: bytes, mode: "PutMode") -> Version:
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
-        def put(store: "ObjectStore") -> str | None:
-            mode = "create" if version == "create" else {"e_tag": version}
-            return store.put(self.key, data, mode=mode)["e_tag"]  # type: ignore[arg-type]
+        def put(store: "ObjectStore") -> Version:
+            return _version(store.put(self.key, data, mode=mode))
 
         try:
             return self._ask("write", put, len(data))
@@ -267,6 +278,11 @@ def location(text: str | Location) -> Location:
 def is_url(text: str) -> bool:
     """Whether a text has a scheme, and so is not the name or path of something on this machine."""
     return _SCHEME.match(text) is not None
+
+
+def _version(about: "ObjectMeta | PutResult") -> Version:
+    found = {"e_tag": about["e_tag"], "version": about["version"]}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _checked_key(text: str) -> str:

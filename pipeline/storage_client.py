@@ -1,8 +1,8 @@
 """Requests to object stores: one client per bucket and process, retries with back-off, and errors with a remedy.
 
-obstore's own retries are switched off: it does not make a request again whose answer breaks off or stalls in the middle
-or whose put timed out, and what it does retry it cannot tell from what will never work. All objects that are written
-here are written whole, so that every request may be made twice.
+obstore's own retries are switched off: they leave out listings whose answer breaks off and conditional puts, and take an
+endpoint that does not exist for one that is down for a moment. All objects that are written here are written whole, so
+that every request may be made twice.
 """
 
 import logging
@@ -58,7 +58,14 @@ _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_MACHINE_CREDENTIALS = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computeMetadata/",
+    "metadata.google.internal",
+)
+"""What stands in the addresses that a cloud's machines get their own credentials from."""
+_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
 
 _reached: set[tuple[str, str]] = set()
 """Buckets whose store has answered this process."""
@@ -111,7 +118,7 @@ def _positive(variable: str, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:
-        value = 0.0
+        value = -1.0
     if not 0 < value < float("inf"):
         raise ConfigError(f"{variable} must be a number above 0, got {text!r}")
     return value
@@ -164,15 +171,20 @@ def _remote(
         "user_agent": "vivit",
     }
     once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_sec)}
-    if scheme == "gs":
-        return GCSStore(bucket, client_options=client, retry_config=once)
-    return S3Store(bucket, client_options=client, retry_config=once, disable_bulk_delete=True)
+    try:
+        if scheme == "gs":
+            return GCSStore(bucket, client_options=client, retry_config=once)
+        return S3Store(bucket, client_options=client, retry_config=once, disable_bulk_delete=True)
+    except (BaseError, ValueError) as error:
+        reason = _scrubbed(str(error).strip().partition("\n")[0][:200])
+        raise ConfigError(
+            f"{scheme}://{bucket} cannot be reached as the environment says ({reason}): check {_CREDENTIALS[scheme]}"
+        ) from None
 
 
 def _endpoint(scheme: str) -> str:
-    if scheme != "s3":
-        return ""
-    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
+    """The address of the store where it is not the usual one."""
+    return next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), "")
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ class _Failure:
             is_missing=missing,
             is_behind_end=behind,
             is_refused=refused,
-            is_unconnected=not status and "kind: Connect" in text,
+            is_unconnected=not status and "kind: Connect," in text,
             lacks_credentials=lacks,
             is_definite=missing or refused or behind or isinstance(error, ValueError) or not passing,
         )
@@ -220,7 +232,7 @@ class _Failure:
 
 def _asked_for_credentials(text: str) -> bool:
     """Whether it was a machine's own source of credentials that did not answer, and not the store."""
-    return "169.254.169.254" in text or "metadata.google.internal" in text
+    return any(mark in text for mark in _MACHINE_CREDENTIALS)
 
 
 def _reason(text: str, status: int, code: str) -> str:
@@ -229,13 +241,16 @@ def _reason(text: str, status: int, code: str) -> str:
         return ", ".join(part for part in (f"HTTP {status}", code, message) if part)
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
         return "no answer in time"
-    if "kind: Connect" in text:
+    if "kind: Connect," in text:
         return "no connection"
+    if "ConnectionReset" in text or "kind: Interrupted" in text or "IncompleteMessage" in text:
+        return "the connection broke off"
     return text.strip().partition("\n")[0][:200]
 
 
 def _scrubbed(text: str) -> str:
-    """`text` without any value that the environment keeps under the name of a secret."""
+    """`text` without users in addresses, and without any value that the environment keeps under the name of a secret."""
+    text = re.sub(r"//[^/@\s]*@", "//", text)
     for name, value in os.environ.items():
         if len(value) >= 4 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")
@@ -265,8 +280,8 @@ def _explained(failure: _Failure, scheme: str, bucket: str, what: str, verb: str
     if failure.is_unconnected:
         host = urlsplit(_endpoint(scheme)).netloc.rpartition("@")[2] or "the store's usual one"
         return StorageError(
-            f"the endpoint of {scheme}://{bucket} ({host}) cannot be reached: check AWS_ENDPOINT_URL and the network, "
-            "then run the same command again"
+            f"the endpoint of {scheme}://{bucket} ({host}) cannot be reached: check {_ENDPOINTS[scheme][0]} "
+            "and the network, then run the same command again"
         )
     again = f" after {tries} tries" if tries > 1 else ""
     return StorageError(

@@ -356,11 +356,22 @@ def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) ->
     return halves
 
 
+def encode_clip(encoder: SpatialEncoder, split: str, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Vectors [view, time, dim] of the crops [view, frame, height, width, channel] of one clip.
+
+    Training views go through the encoder one at a time: how many of them there are, and which were appended later, then
+    changes no bit of any. The grid of the other splits, whose size is fixed, goes through together.
+    """
+    if split != "train":
+        return encoder.encode(crops)
+    return torch.cat([encoder.encode(view[None]) for view in crops])
+
+
 class _BlockInWork:
     """The output of one encoder for one block, left on the device until all of it has been asked for."""
 
     def __init__(self, number: int, target: Target, work: Work) -> None:
-        self._number, self._target = number, target
+        self._number, self._target, self._split = number, target, work.split
         self._shape = work.shape(target.cache)
         self._records: list[ClipRecord] = []
         self._vectors: dict[int, torch.Tensor] = {}
@@ -374,7 +385,7 @@ class _BlockInWork:
             return 0
         crops = item.crops_of[setting]
         with self._encoding.of("encode"):
-            self._vectors[at] = self._target.encoder.encode(crops)
+            self._vectors[at] = encode_clip(self._target.encoder, self._split, crops)
         views, frames, *_ = crops.shape
         return int(views * frames)
 

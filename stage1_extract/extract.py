@@ -175,7 +175,7 @@ def extract_on_ray(
 
 @contextmanager
 def _held_caches(
-    configs: Sequence[ExtractConfig], manifest: Manifest, loaded: Sequence[tuple[Backbone, Path | None]]
+    configs: Sequence[ExtractConfig], manifest: Manifest, loaded: Sequence[tuple[Backbone, Location | None]]
 ) -> Iterator[list[FeatureCache]]:
     """The caches of these configurations, for these encoders and the files of their weights."""
     with ExitStack() as held:
@@ -187,7 +187,7 @@ def _held_caches(
 
 @contextmanager
 def _held_cache(
-    config: ExtractConfig, manifest: Manifest, backbone: Backbone, weights_file: Path | None
+    config: ExtractConfig, manifest: Manifest, backbone: Backbone, weights_file: Location | None
 ) -> Iterator[FeatureCache]:
     """The cache of this configuration, made if need be, and held for writing."""
     made_with = {} if weights_file is None else {WEIGHTS_FILE: str(weights_file.resolve())}

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,10 @@ from vivit.pipeline.backbones import PRETRAINED, RANDOM
 from vivit.pipeline.checkpoint import is_checkpoint, model_file
 from vivit.pipeline.errors import WeightsError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache, library_versions
+from vivit.pipeline.local_copy import local_copy
 from vivit.pipeline.progress import Progress
-from vivit.stage1_extract.blocks import machine, torch_threads
+from vivit.pipeline.storage import Location, location
+from vivit.stage1_extract.blocks import encode_clip, machine, torch_threads
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
 from vivit.stage1_extract.encoder import SpatialEncoder
 
@@ -47,7 +48,7 @@ def compare_sample(
     cache: FeatureCache,
     count: int,
     *,
-    data_root: Path,
+    data_root: Location,
     weights: str | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -118,12 +119,12 @@ def _source(cache: FeatureCache, weights: str | None) -> tuple[str, str]:
     source, _, name = made_of.weights.partition(":")
     if weights in (PRETRAINED, RANDOM) or (weights is None and source != "file"):
         return made_of.name, weights or source
-    file = Path(weights or cache.made_with.get(WEIGHTS_FILE) or name)
+    file = location(weights or cache.made_with.get(WEIGHTS_FILE) or name)
     if not file.exists():
         raise WeightsError(
             f"{file} does not exist, and the encoder of {cache.path} came from it: pass --weights FILE"
         )
-    if is_checkpoint(model_file(file)):
+    if is_checkpoint(model_file(local_copy(file))):
         return str(file.resolve()), PRETRAINED
     return made_of.name, str(file)
 
@@ -145,7 +146,7 @@ def _compare(
         )
         return replace(made, problem=problem)
     with torch_threads(_threads(abouts[0])):
-        now = encoder.encode(item.crops[:count]).cpu().numpy().astype(np.float16)
+        now = encode_clip(encoder, split, item.crops[:count]).cpu().numpy().astype(np.float16)
     stored = cache.read(split, [row], range(count))[0]
     made = replace(
         made,

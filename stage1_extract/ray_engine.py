@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from vivit.pipeline.errors import BlockError, ConfigError, StorageError, VivitEr
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.outcome import Outcome
+from vivit.pipeline.storage import Location
 from vivit.pipeline.video_location import first_local
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
@@ -168,7 +168,7 @@ class RayWorkers:
         for slot in self._slots:
             self._ray.kill(slot.handle, no_restart=True)
 
-    def encoders(self) -> list[tuple[Backbone, Path | None]]:
+    def encoders(self) -> list[tuple[Backbone, Location | None]]:
         """The encoders of the worker that loads them first, and the files of their weights."""
         while self._loaded is None:
             self._step()

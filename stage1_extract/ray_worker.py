@@ -15,6 +15,7 @@ import torch
 from vivit.pipeline.cache_settings import Backbone
 from vivit.pipeline.errors import CacheError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
     BlockReport,
@@ -45,7 +46,7 @@ class Loaded:
 
     name: str
     """Node and process."""
-    encoders: list[tuple[Backbone, Path | None]]
+    encoders: list[tuple[Backbone, Location | None]]
     """Each encoder, and the file of its weights."""
 
 

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vivit.pipeline.cache_check import CacheCheck, Finding, check_cache
@@ -28,8 +27,8 @@ class VerifyConfig:
     nor a GPU, and can run wherever the cache lies."""
     seed: int = 0
     """Seed of the choice of the sample."""
-    data_root: Path | None = None
-    """Folder of the videos, for a sample; None looks for the data set's."""
+    data_root: Location | None = None
+    """Folder or URL of the videos, for a sample; None looks for the data set's."""
     weights: str | None = None
     """`pretrained`, `random` or a file: the encoder's weights, where those that the cache records moved."""
     device: str = "auto"

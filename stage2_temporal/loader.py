@@ -100,15 +100,20 @@ class Features:
         return self._to_device(torch.from_numpy(np.ascontiguousarray(read)))
 
     def _load(self) -> Tensor:
-        """All features, [view, clip, time, dim] as they lie on disk."""
+        """All features, [view, clip, time, dim] as they lie on disk; zeros for views that a clip lacks."""
         device = self._device if self.residency == "device" else "cpu"
         shape = (self.num_views, len(self), self._time, self._dim)
-        tensor = torch.empty(shape, dtype=torch.float16, device=device)
+        make = torch.empty if self.num_common_views == self.num_views else torch.zeros
+        tensor = make(shape, dtype=torch.float16, device=device)
         chunk = max(1, _READ_BYTES // (self._time * self._dim * 2))
         for view in range(self.num_views):
-            for start in range(0, len(self), chunk):
-                read = self._cache.read(self._split, self._rows[start : start + chunk], [view])
-                tensor[view, start : start + chunk] = torch.from_numpy(np.ascontiguousarray(read[:, 0]))
+            having = np.flatnonzero(self.view_counts > view)
+            for start in range(0, len(having), chunk):
+                part = having[start : start + chunk]
+                read = self._cache.read(self._split, self._rows[part], [view])
+                values = torch.from_numpy(np.ascontiguousarray(read[:, 0])).to(device)
+                is_run = part[-1] - part[0] == len(part) - 1
+                tensor[view, slice(part[0], part[-1] + 1) if is_run else torch.from_numpy(part)] = values
         return tensor
 
     def _to_device(self, tokens: Tensor) -> Tensor:

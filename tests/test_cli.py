@@ -372,3 +372,20 @@ def test_verify_says_whole_or_what_is_wrong_and_how_to_go_on(
     assert vivit("extract", "--dataset", "folder", "--data-root", video_folder, *SMALL)[0] == 0
     code, out, _ = vivit("verify", "--json")
     assert (code, json.loads(out)["whole"], json.loads(out)["findings"]) == (0, True, [])
+
+
+def test_views_are_appended_once_however_often_the_command_is_given(
+    vivit: Vivit, extracted: Path, video_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vivit")
+    command = ["extract", "--dataset", "folder", "--data-root", video_folder, *SMALL]
+    code, out, err = vivit(*command, "--views", "4")
+    assert (code, "error: --views '4' is not of the form +4" in err) == (2, True)
+    code, out, _ = vivit(*command, "--views", "+1")
+    assert (code, "training clips have 2 views now" in caplog.text) == (0, True)
+    code, out, _ = vivit(*command, "--views", "+1")
+    assert (code, "nothing to do" in out) == (0, True)
+    assert "none are added (--views +2 would append one more)" in caplog.text
+    assert vivit("verify")[0] == 0
+    code, _, err = vivit(*command, "--cache", "other", "--views", "+1")
+    assert (code, "--train-views 2 makes one with as many views" in err) == (1, True)

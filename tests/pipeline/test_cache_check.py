@@ -12,6 +12,7 @@ from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
+from vivit.pipeline.storage import Location, location
 from vivit.pipeline.views import ViewSpec
 
 CLIPS = [
@@ -30,7 +31,7 @@ FAILED = 5
 """Row of each split whose clip has no features."""
 
 
-def make_cache(path: Path, codec: str = "none") -> FeatureCache:
+def make_cache(path: Location, codec: str = "none") -> FeatureCache:
     cache = FeatureCache.create(path, MANIFEST, replace(SETTINGS, codec=codec))
     rng = np.random.default_rng(0)
     for split in cache.splits:
@@ -47,10 +48,11 @@ def make_cache(path: Path, codec: str = "none") -> FeatureCache:
 
 @pytest.fixture(params=["none", "zstd"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return make_cache(tmp_path / "toy.zarr", request.param).path
+    make_cache(tmp_path / "toy.zarr", request.param)
+    return tmp_path / "toy.zarr"
 
 
-def checked(path: Path) -> CacheCheck:
+def checked(path: Location) -> CacheCheck:
     return check_cache(FeatureCache.open(path, allow_partial=True), threads=2, is_shown=False)
 
 
@@ -86,7 +88,7 @@ SHARD = "train/features/c/1/0/0/0"
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated": (lambda p: (p / SHARD).write_bytes((p / SHARD).read_bytes()[:-7]), [f"train block 1 view 0: {SHARD} has ", "7 fewer than"]),
     "bit of the features": (lambda p: change_byte(p / SHARD, 9), [f"{SHARD} has another sha256 than the ledger says"]),
-    "bit of the index": (lambda p: change_byte(p / SHARD, -30), ["has another sha256", "has a damaged index"]),
+    "bit of the index": (lambda p: change_byte(p / SHARD, -30), ["has another sha256 than the ledger says: its index is damaged"]),
     "deleted": (lambda p: (p / SHARD).unlink(), [f"{SHARD} is missing"]),
     "shards swapped": (lambda p: swap(p / SHARD, p / SHARD.replace("/1/0/0/0", "/1/1/0/0")), ["block 1 view 0", "block 1 view 1"]),
     "ledgers swapped": (
@@ -124,7 +126,8 @@ def test_a_wrong_array_description_is_found(path: Path) -> None:
 
 
 def test_infinities_that_were_written_are_found(tmp_path: Path) -> None:
-    path = make_cache(tmp_path / "toy.zarr").path
+    path = tmp_path / "toy.zarr"
+    make_cache(path)
     data = bytearray((path / SHARD).read_bytes())
     data[0:2] = b"\x00\x7c"
     (path / SHARD).write_bytes(data)
@@ -154,3 +157,17 @@ def test_a_ledger_entry_of_no_block_is_a_finding(path: Path) -> None:
     (finding,) = checked(path).findings
     assert finding.ledger == "ledger/train/000009.json"
     assert "is of no block: train has 3" in finding.problem
+
+
+def test_a_cache_in_an_object_store_is_checked_alike() -> None:
+    cache = make_cache(location("memory://check/toy.zarr"))
+    check = check_cache(FeatureCache.open(cache.path), is_shown=False)
+    assert (check.is_whole, check.splits["train"].shards, check.leftovers) == (True, 6, [])
+    (cache.path / SHARD).write_bytes((cache.path / SHARD).read_bytes()[:-7])
+    (cache.path / "train/features/c/2/1/0/0").unlink()
+    check = check_cache(FeatureCache.open(cache.path, allow_partial=True), is_shown=False)
+    assert {finding.block for finding in check.findings} == {1, 2}
+    for finding in check.findings:
+        assert finding.ledger is not None
+        cache.withdraw(finding.ledger)
+    assert checked(cache.path).missing == "train lacks 2 of 3 blocks (6 of 10 clips)"

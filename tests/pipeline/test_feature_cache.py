@@ -329,3 +329,14 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_written(
 def test_bad_settings_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         make_settings(**values)
+
+
+@pytest.mark.parametrize("steps", ["4", [4, 2], [3, 5], [0, 2], [True, "2"]])
+def test_a_damaged_record_of_appended_views_is_one_error(tmp_path: Path, steps: object) -> None:
+    cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
+    file = tmp_path / "toy.zarr/zarr.json"
+    about = json.loads(file.read_bytes())
+    about["attributes"]["vivit"]["train_views"] = steps
+    file.write_text(json.dumps(about))
+    with pytest.raises(CacheError, match=r"train_views .* are not growing numbers with 2 among them"):
+        FeatureCache.open(cache.path, allow_partial=True)

@@ -20,6 +20,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.video import read_frames
 from vivit.pipeline.views import ViewSpec, views_of
+from vivit.stage1_extract.blocks import encode_clip
 from vivit.stage1_extract.clip_reader import CropSettings, CropStream, crop_clips, jobs_of
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
@@ -71,7 +72,7 @@ def test_features_are_the_encoders_vectors_of_the_views_frames(
             box = view.box(*frames.shape[1:3])
             chosen = view.frames(np.arange(len(frames)) / 25)
             crops.append(np.stack([box.crop(Image.fromarray(frames[i]), 32, "bicubic") for i in chosen]))
-        wanted = encoder.encode(np.stack(crops)).numpy().astype(np.float16)
+        wanted = encode_clip(encoder, split, np.stack(crops)).numpy().astype(np.float16)
         np.testing.assert_array_equal(cache.read(split, [1])[0], wanted)
 
 
@@ -225,7 +226,7 @@ def test_values_beyond_float16_are_an_outcome_not_a_crash(
     calls = iter(range(100))
 
     def too_large(self: SpatialEncoder, crops: np.ndarray) -> torch.Tensor:
-        return encode(self, crops) * (1e6 if next(calls) == 1 else 1.0)
+        return encode(self, crops) * (1e6 if next(calls) == 2 else 1.0)  # the second clip, in its first view
 
     monkeypatch.setattr(SpatialEncoder, "encode", too_large)
     summary = extract(config_for(video_folder, tmp_path / "c.zarr"), manifest)

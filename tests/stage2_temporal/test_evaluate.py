@@ -12,7 +12,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.evaluate import EvaluateConfig, evaluate, load_model
 from vivit.stage2_temporal.metrics import softmax
-from vivit.stage2_temporal.run_folder import RunFolder
+from vivit.stage2_temporal.run_folder import RunFolder, default_run_name
 from vivit.stage2_temporal.train import train
 
 LABELS = {"verb": [0, 1, 1, -1, 0, 1, 1], "noun": [2, 0, 1, 1, 2, 0, 0]}
@@ -219,3 +219,37 @@ def test_validation_during_training_is_the_evaluation(cache: FeatureCache, run: 
     kept = next(line for line in lines if line["epoch"] == found.epoch)
     for head in ("verb", "noun", "action"):
         assert kept[f"top1/{head}"] == found.scores[head].top1
+
+
+def _with_more_views(cache: FeatureCache) -> None:
+    """Append a training view, a copy of the first."""
+    cache.append_views(cache.shape("train")[1] + 1)
+    cache = FeatureCache.open(cache.path)
+    views = cache.view_ranges("train")[1]
+    for block in range(cache.num_blocks("train")):
+        rows = range(*cache.rows("train", block))
+        records = [record for record in cache.records("train")[rows.start : rows.stop] if record is not None]
+        cache.commit("train", block, np.array(cache.read("train", rows, [0])), records, views=views)
+    cache.publish_views()
+
+
+def test_a_run_is_evaluated_on_its_cache_that_gained_views(cache: FeatureCache, run: Path) -> None:
+    config = EvaluateConfig(run=run, cache=cache.path)
+    before = evaluate(config)
+    _with_more_views(cache)
+    assert evaluate(config).scores == before.scores
+
+
+def test_a_training_does_not_go_on_with_views_that_it_did_not_begin_with(
+    cache: FeatureCache, tmp_path: Path
+) -> None:
+    config = TrainConfig(cache=cache.path, run=tmp_path / "run", epochs=3, depth=1, batch_size=4)
+    name = default_run_name(config)
+    train(config)
+    _with_more_views(cache)
+    views = cache.shape("train")[1]
+    with pytest.raises(
+        CheckpointError, match=rf"views\.train_views: {views} in the run, {views + 1} asked for"
+    ):
+        train(config)
+    assert default_run_name(config) != name

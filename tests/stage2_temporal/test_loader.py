@@ -1,11 +1,13 @@
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vivit.pipeline.errors import IncompleteCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.stage2_temporal import loader
 from vivit.stage2_temporal.loader import (
@@ -130,3 +132,67 @@ def test_reading_ahead_keeps_order_stops_early_and_passes_errors() -> None:
     assert not any(thread.name.startswith("features") for thread in threading.enumerate())
     with pytest.raises(ZeroDivisionError):
         list(read_ahead(lambda x: 1 // x, [1, 0]))
+
+
+def _grown(cache: FeatureCache, failed: tuple[int, ...]) -> FeatureCache:
+    """The cache with 2 more training views, 300 and 400 and the row, which some clips lack."""
+    cache.append_views(5)
+    cache = FeatureCache.open(cache.path)
+    views = range(3, 5)
+    for block in range(cache.num_blocks("train")):
+        rows = range(*cache.rows("train", block))
+        first = [record for record in cache.records("train")[rows.start : rows.stop] if record is not None]
+        records = [
+            replace(record, outcome="timeout") if row in failed else record
+            for row, record in zip(rows, first, strict=True)
+        ]
+        features = np.zeros((len(rows), 2, 2, 4), np.float16)
+        for at, (row, record) in enumerate(zip(rows, records, strict=True)):
+            if record.usable:
+                features[at] = row + 100 * np.array(views)[:, None, None]
+        cache.commit("train", block, features, records, views=views)
+    assert cache.publish_views()
+    return FeatureCache.open(cache.path)
+
+
+@pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
+def test_a_clip_is_drawn_from_the_views_that_it_has(make_cache: Any, budget: int | None) -> None:
+    cache = _grown(_numbered(make_cache, failed={"train": [4]}), failed=(2, 11))
+    batches = _batches(cache, budget=budget)
+    seen: dict[int, set[int]] = {}
+    for epoch in range(60):
+        for number in _stacked(batches.epoch(epoch))[0][:, 0, 0].long().tolist():
+            seen.setdefault(number % 100, set()).add(number // 100)
+    assert seen.keys() == set(range(21)) - {4}
+    assert all(views == set(range(3 if row in (2, 11) else 5)) for row, views in seen.items())
+
+
+def test_other_clips_draw_the_same_views_whether_or_not_one_lacks_some(make_cache: Any) -> None:
+    rows = np.arange(21)
+    counts = np.where(rows == 3, 1, 5)
+    even, uneven = epoch_views(0, 4, rows, 21, 5), epoch_views(0, 4, rows, 21, counts)
+    assert uneven[3] == 0
+    assert (np.delete(even, 3) == np.delete(uneven, 3)).all()
+
+
+def test_scores_are_of_the_views_that_all_clips_have(make_cache: Any) -> None:
+    cache = _grown(_numbered(make_cache), failed=(2,))
+    assert Features(cache, "train", cache.usable_rows("train"), device=CPU).num_common_views == 3
+    assert Features(cache, "train", np.array([0, 1]), device=CPU).num_common_views == 5
+
+
+@pytest.mark.parametrize("budget", [None, 0], ids=["memory", "disk"])
+def test_a_block_that_lost_its_appended_views_is_used_with_the_others(
+    make_cache: Any, budget: int | None
+) -> None:
+    cache = _grown(_numbered(make_cache), failed=())
+    cache.withdraw("ledger/train/000001.3-4.json")
+    with pytest.raises(IncompleteCacheError, match=r"train lacks 1 of 3 blocks"):
+        FeatureCache.open(cache.path)
+    cache = FeatureCache.open(cache.path, allow_partial=True)
+    assert cache.usable_views("train").tolist() == [5] * 8 + [3] * 8 + [5] * 5
+    for epoch in range(10):
+        numbers = _stacked(_batches(cache, budget=budget).epoch(epoch))[0][:, 0, 0].long()
+        rows, views = numbers % 100, numbers // 100
+        assert sorted(rows.tolist()) == list(range(21))
+        assert (views[(rows >= 8) & (rows < 16)] < 3).all()
