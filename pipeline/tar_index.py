@@ -63,7 +63,7 @@ class TarIndex:
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the writer of the tar says of it."""
     is_stored: bool = False
-    """Whether it was read from a file, and so may belong to another state of the tar."""
+    """Whether it was read from a file."""
 
     @cached_property
     def members(self) -> dict[str, TarMember]:
@@ -130,8 +130,12 @@ def open_member(tar: Location, name: str) -> BinaryIO:
     file = _open_found(tar, tar_index(tar), name)
     if file is None:
         logger.info("the index of %s is out of date: its headers are read again", tar)
-        file = _open_found(tar, _INDEXES.renew(tar), name)
-    assert file is not None  # an index of the headers themselves
+        index = _INDEXES.renew(tar)
+        file = _open_found(tar, index, name)
+        if file is None:  # headers that contradict each other: what the walk found counts
+            _INDEXES.trust(tar)
+            file = _open_found(tar, index, name)
+    assert file is not None
     return cast(BinaryIO, file)
 
 
@@ -142,12 +146,12 @@ def read_member(tar: Location, name: str) -> bytes:
 
 
 def _open_found(tar: Location, index: TarIndex, name: str) -> FilePart | StoreFile | None:
-    """The member as a file, None where a stored index is not that of the tar."""
+    """The member as a file, None where it does not have its header in front of it: the index is of another tar."""
     member = index.members.get(name)
     if member is None:
         raise NotInTarError(tar, name, index.refused.get(name))
     file = _open_part(tar, member.offset - BLOCK_BYTES, BLOCK_BYTES + member.size_bytes)
-    if index.is_stored and not is_header_of(_first_block(file), member):
+    if not _INDEXES.trusts(tar) and not is_header_of(_first_block(file), member):
         file.close()
         return None
     file.drop_front(BLOCK_BYTES)
@@ -168,6 +172,7 @@ class _Indexes:
         self._lock = threading.Lock()
         self._locks: dict[Location, threading.Lock] = {}
         self._known: OrderedDict[Location, TarIndex] = OrderedDict()
+        self._trusted: set[Location] = set()
 
     def get(self, tar: Location) -> TarIndex:
         """The index; that of a file on this machine is made again when the file was written to."""
@@ -187,6 +192,13 @@ class _Indexes:
             index = _walked(tar, *_state(tar))
             self._keep(tar, index)
             return index
+
+    def trust(self, tar: Location) -> None:
+        """Let the index of a tar count for more than the header in front of a member."""
+        self._trusted.add(tar)
+
+    def trusts(self, tar: Location) -> bool:
+        return tar in self._trusted
 
     def _lock_of(self, tar: Location) -> threading.Lock:
         with self._lock:

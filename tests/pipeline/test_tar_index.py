@@ -69,7 +69,11 @@ def test_an_index_is_equal_after_the_trip_through_its_file(tmp_path: Path) -> No
     (tmp_path / "x.tar").write_bytes(tar_bytes(FILES) + b"junk behind the end")
     index = tar_index(tmp_path / "x.tar")
     again = TarIndex.from_json(index.to_json("x.tar"))
-    assert (again.content, again.size_bytes, again.version) == (index.content, index.size_bytes, index.version)
+    assert (again.content, again.size_bytes, again.version) == (
+        index.content,
+        index.size_bytes,
+        index.version,
+    )
     stored = json.loads(index.to_json("x.tar"))
     assert dict(zip(stored["columns"], stored["members"][2], strict=True)) == {
         "name": "folder/b.mp4",
@@ -185,7 +189,9 @@ def test_what_is_no_tar_is_refused_with_the_remedy(tmp_path: Path, data: bytes, 
         tar_index(tmp_path / "x.tar")
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(module.FOLDER_VARIABLE, str(tmp_path / "file/below"))
     (tmp_path / "x.tar").write_bytes(tar_bytes(FILES))
@@ -193,7 +199,8 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "name", ["a.mp4", "a.b.mp4", "x/y.z/a.b.json", "._a.mp4", "no extension", ".hidden", "a.", "x.y/z", "./a.cls"]
+    "name",
+    ["a.mp4", "a.b.mp4", "x/y.z/a.b.json", "._a.mp4", "no extension", ".hidden", "a.", "x.y/z", "./a.cls"],
 )
 def test_keys_are_cut_as_the_webdataset_library_does(name: str) -> None:
     from webdataset.tariterators import base_plus_ext
@@ -219,3 +226,14 @@ def test_nothing_of_a_hostile_tar_is_read_or_written(shared: Callable[[str], Pat
             read_member(tar, name)
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "x.tar"]
     assert not any("vivit_abs_evil" in name for name in set(os.listdir("/tmp")) - before)
+
+
+def test_a_tar_whose_short_names_stand_in_other_headers_is_read(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("other.mp4")
+        info.size, info.pax_headers = 5, {"path": "a.mp4"}
+        tar.addfile(info, io.BytesIO(b"bytes"))
+    (tmp_path / "x.tar").write_bytes(data.getvalue())
+    assert read_all(tmp_path / "x.tar") == {"a.mp4": b"bytes"}
+    assert read_all(tmp_path / "x.tar") == {"a.mp4": b"bytes"}

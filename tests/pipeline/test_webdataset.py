@@ -37,12 +37,19 @@ def labels(root: Location) -> dict[str, int | None]:
     ("samples", "expected", "names"),
     [
         pytest.param([{"cls": "2"}, {"cls": "0\n"}, {}], [2, 0, None], ["0", "1", "2"], id="cls"),
-        pytest.param([{"json": '{"label": 1}'}, {"json": '{"cls": 0}'}], [1, 0], ["0", "1"], id="json numbers"),
         pytest.param(
-            [{"json": '{"class": "run"}'}, {"json": '{"label": "eat"}'}], [1, 0], ["eat", "run"], id="json names"
+            [{"json": '{"label": 1}'}, {"json": '{"cls": 0}'}], [1, 0], ["0", "1"], id="json numbers"
+        ),
+        pytest.param(
+            [{"json": '{"class": "run"}'}, {"json": '{"label": "eat"}'}],
+            [1, 0],
+            ["eat", "run"],
+            id="json names",
         ),
         pytest.param([{"txt": "run"}, {"txt": "eat"}, {"txt": "run"}], [1, 0, 1], ["eat", "run"], id="texts"),
-        pytest.param([{"cls": "1", "txt": "a caption"}, {"cls": "0"}], [1, 0], ["0", "1"], id="cls beside text"),
+        pytest.param(
+            [{"cls": "1", "txt": "a caption"}, {"cls": "0"}], [1, 0], ["0", "1"], id="cls beside text"
+        ),
         pytest.param([{"cls": "1", "json": '{"label": 0}'}], [1], ["0", "1"], id="cls beside json"),
         pytest.param([{"cls": "-1"}, {"cls": "0"}], [-1, 0], ["0"], id="unknown"),
         pytest.param([{"json": '{"label": true}'}, {"json": "[1]"}], [None, None], None, id="no label"),
@@ -69,7 +76,9 @@ def test_captions_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_numbers_and_names_of_classes_do_not_mix(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"0.mp4": "", "0.cls": "1", "1.mp4": "", "1.cls": "run"})
-    with pytest.raises(DataError, match=r"numbers in some samples \(x.tar::0.mp4: 1\) and names in others .*'run'"):
+    with pytest.raises(
+        DataError, match=r"numbers in some samples \(x.tar::0.mp4: 1\) and names in others .*'run'"
+    ):
         read_tars(tmp_path)
 
 
@@ -194,7 +203,9 @@ def test_a_bad_tar_does_not_stop_the_others(shared: Callable[[str], Path], tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the library leaves its files open
-def test_the_samples_are_those_of_the_webdataset_library(shared: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_samples_are_those_of_the_webdataset_library(
+    shared: Callable[[str], Path], tmp_path: Path
+) -> None:
     import webdataset
 
     path = tmp_path / "x.tar"
