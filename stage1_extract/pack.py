@@ -35,6 +35,7 @@ MANIFEST_FILE = "manifest.parquet"
 _VERSION = 1
 """Of the layout of samples: shards of another one are not gone on with."""
 _LONGEST_KEY = 80
+_MIB = 1 << 20
 _PIECE_BYTES = 1 << 20
 _LARGEST_URL_SHARD_MB = 5120
 """What S3 takes in one request."""
@@ -356,7 +357,7 @@ class _Split:
                     ready = ahead.get(shard.stop)
                     if (
                         shard.members
-                        and before + self._space(shard.stop, ready) > self._config.shard_size_mb << 20
+                        and before + self._space(shard.stop, ready) > self._config.shard_size_mb * _MIB
                     ):
                         break
                     shard.members[shard.stop] = self._add(writer, self._samples[shard.stop], ready)
