@@ -349,21 +349,7 @@ class _Split:
         shard = _Shard(tar.name, first, first, {}, {}, 0, is_new=True)
         partial = self._work / tar.name
         with storage_errors(partial), TarWriter(partial) as writer:
-            while shard.stop < len(self._samples):
-                if self._config.max_count is not None and len(shard.members) >= self._config.max_count:
-                    break
-                before = writer.size_bytes
-                try:
-                    ready = ahead.get(shard.stop)
-                    if (
-                        shard.members
-                        and before + self._space(shard.stop, ready) > self._config.shard_size_mb * _MIB
-                    ):
-                        break
-                    shard.members[shard.stop] = self._add(writer, self._samples[shard.stop], ready)
-                except Failure as failure:
-                    writer.cut_back(before)
-                    shard.failed[shard.stop] = (failure.outcome.value, failure.message)
+            while shard.stop < len(self._samples) and self._add_next(shard, writer, ahead):
                 ahead.done(shard.stop)
                 shard.stop += 1
                 self._progress.advance()
@@ -378,9 +364,23 @@ class _Split:
             "videos": list(shard.members.items()),
             "failed": [[at, *why] for at, why in shard.failed.items()],
         }
-        content = TarContent(writer.members)
-        _publish(partial, tar, TarIndex(content, shard.size_bytes, about={"pack": about}))
+        _publish(partial, tar, TarIndex(TarContent(writer.members), shard.size_bytes, about={"pack": about}))
         return shard
+
+    def _add_next(self, shard: _Shard, writer: TarWriter, ahead: "_Ahead") -> bool:
+        """Write the next sample, or note why it cannot be read; False where it does not fit into the shard."""
+        if self._config.max_count is not None and len(shard.members) >= self._config.max_count:
+            return False
+        before, most = writer.size_bytes, self._config.shard_size_mb * _MIB
+        try:
+            ready = ahead.get(shard.stop)
+            if shard.members and before + self._space(shard.stop, ready) > most:
+                return False
+            shard.members[shard.stop] = self._add(writer, self._samples[shard.stop], ready)
+        except Failure as failure:
+            writer.cut_back(before)
+            shard.failed[shard.stop] = (failure.outcome.value, failure.message)
+        return True
 
     def _space(self, at: int, ready: "_Ready") -> int:
         """Bytes that a sample takes up, and the end of the tar."""
