@@ -542,7 +542,9 @@ def pretrain(
     "vivit import-weights videomae_pretrain_base.pth",
 )
 def import_weights(
-    path: Annotated[Path, typer.Argument(help="File, or Hugging Face folder, with the weights.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="File or URL, or Hugging Face folder, with the weights.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="File to write. [dim]Default: WORKDIR/weights/<name>.safetensors.[/]"),
@@ -574,8 +576,10 @@ def import_weights(
     The file serves as --backbone of `extract` (its spatial half), as --init of `train-temporal` (its temporal half), and
     as --run of `evaluate` and `predict`.
     """
+    from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.weights import import_weights as run_import
 
+    path = local_file(source)
     stored = run_import(
         path, kind=kind, backbone=backbone, model=model, heads=_counts(heads), order=order,
         image_size=None if image_size is None else (image_size, image_size),
@@ -1057,13 +1061,14 @@ def _views(dataset: str, backbone: str, **given: Any) -> Any:
 
     from vivit.pipeline.backbones import is_model_file
     from vivit.pipeline.checkpoint import views_for_spatial
+    from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.recipes import recipe_of
 
     recipe = recipe_of(dataset)
     print(f"defaults of views: {recipe.source}")
     own = {}
     if is_model_file(backbone):
-        own = views_for_spatial(Path(backbone))
+        own = views_for_spatial(local_file(backbone))
         print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
     return replace(recipe.views, **(own | _given(**given)))
 

@@ -7,6 +7,7 @@ from typing import Any
 from vivit.end_to_end.image_init import INFLATIONS
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, ORDERS, VIDEO_MODELS
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.local_copy import local_file
 from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
@@ -104,8 +105,8 @@ class PretrainConfig(TemporalOptions, Optimisation):
 
         values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_IDENTITY}
         for name in ("backbone", "weights"):
-            if Path(values[name]).exists():
-                values[name] = f"sha256:{file_sha256(Path(values[name]))}"
+            if (file := local_file(values[name])).exists():
+                values[name] = f"sha256:{file_sha256(file)}"
         values["warmup_epochs"] = self.resolved_warmup_epochs
         return values | {"views": self.views.to_dict()} | self.temporal_identity()
 

@@ -15,7 +15,8 @@ from vivit.pipeline.cache_settings import CacheSettings
 from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig, is_checkpoint, model_file, resize_for
 from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError
-from vivit.pipeline.storage import Location
+from vivit.pipeline.local_copy import local_copy
+from vivit.pipeline.storage import Location, location
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
@@ -136,7 +137,7 @@ def _frozen_backbone(
     """The encoder that made the run's cache; CheckpointError where it is another or cannot be found."""
     made_of, crop_size = settings.backbone, settings.views.crop_size
     source, _, name = made_of.weights.partition(":")
-    file = Path(given) if given is not None else Path(recorded or name)
+    file = location(given if given is not None else recorded or name)
     if given is None and source != "file":
         loaded = load_backbone(made_of.name, weights=source, crop_size=crop_size)
     elif not file.exists():
@@ -144,7 +145,7 @@ def _frozen_backbone(
             f"{file} is not there, and the spatial encoder of {path} came from {recorded or made_of.weights}: "
             "pass its file with --backbone FILE"
         )
-    elif is_checkpoint(model_file(file)):
+    elif is_checkpoint(model_file(local_copy(file))):
         loaded = load_backbone(str(file.resolve()), crop_size=crop_size)
     else:
         loaded = load_backbone(made_of.name, weights=str(file), crop_size=crop_size)

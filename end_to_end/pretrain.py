@@ -27,6 +27,7 @@ from vivit.pipeline.backbones import PRETRAINED, LoadedBackbone, load_backbone, 
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, JOINT, Checkpoint, SpatialConfig
 from vivit.pipeline.device import resolve_precision
 from vivit.pipeline.errors import ConfigError, DataError
+from vivit.pipeline.local_copy import local_file
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
 from vivit.pipeline.outcome import Outcome
 from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
@@ -227,7 +228,7 @@ def _set_up(config: PretrainConfig, device: torch.device) -> _Setup:
 
 def _native_size(config: PretrainConfig) -> int:
     """Crop size that the image ViT is loaded with: its own where it is timm's, so that positions are resized here."""
-    if config.weights != PRETRAINED or Path(config.backbone).exists():
+    if config.weights != PRETRAINED or local_file(config.backbone).exists():
         return config.views.crop_size
     import timm
 

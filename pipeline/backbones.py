@@ -7,7 +7,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, IMAGE, Checkpoint, SpatialConfig, model_file
 from vivit.pipeline.errors import ConfigError, WeightsError
+from vivit.pipeline.local_copy import local_file
 from vivit.pipeline.spatial_vit import check_divides, create_spatial_vit
+from vivit.pipeline.storage import Location, Url, location
 from vivit.pipeline.workspace import nearest
 
 SHORT_NAMES = {
@@ -72,20 +74,20 @@ class LoadedBackbone:
     config: SpatialConfig
     source: str
     """Where the weights came from: `pretrained:<tag>`, `file:<name>` or `random:<seed>`."""
-    file: Path | None = None
-    """The file that they came from."""
+    file: Location | None = None
+    """The file or object that they came from."""
 
 
 def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224) -> LoadedBackbone:
     """The spatial encoder `name`: a short name or timm id, or a model file that holds one.
 
     `weights` of a timm model: `pretrained` (timm's own, downloaded once), `random` (the same on every machine), or a
-    file: .safetensors, .pth/.pt/.bin (read without running code) or Google's .npz.
+    file: .safetensors, .pth/.pt/.bin (read without running code) or Google's .npz. Files may be given by URL.
     """
     if is_model_file(name):
         if weights != PRETRAINED:
             raise ConfigError(f"{name} brings its own weights: leave out --weights {weights}")
-        return _from_checkpoint(Path(name), crop_size)
+        return _from(_from_checkpoint(local_file(name), crop_size), name)
     full = timm_id(name)
     if weights == PRETRAINED:
         return _loaded(_pretrained(full, crop_size), full, crop_size, f"pretrained:{_tag(full)}")
@@ -93,10 +95,16 @@ def load_backbone(name: str, *, weights: str = PRETRAINED, crop_size: int = 224)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_RANDOM_SEED)
             return _loaded(_create(full, crop_size), full, crop_size, f"random:{_RANDOM_SEED}")
-    model, path = _create(full, crop_size), Path(weights)
+    model, path = _create(full, crop_size), local_file(weights)
     _load_file(model, full, path)
     _check_finite(model, path)
-    return _loaded(model, full, crop_size, f"file:{path.name}", path)
+    return _from(_loaded(model, full, crop_size, f"file:{path.name}", path), weights)
+
+
+def _from(loaded: LoadedBackbone, text: str) -> LoadedBackbone:
+    """With the URL in the place of the file that was fetched from there."""
+    place = location(text)
+    return replace(loaded, file=place) if isinstance(place, Url) else loaded
 
 
 def is_model_file(name: str) -> bool:

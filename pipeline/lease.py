@@ -29,8 +29,8 @@ RENEW_SEC = 15.0
 _WHOLE = ".lock"
 _PART = re.compile(r"\.lock-(\d+)-of-(\d+)")
 _ATTEMPTS = 5
-_held: dict[Url, "_Lease"] = {}
-"""The leases of this process, by the folder that they are for."""
+_held: "set[_Lease]" = set()
+"""The leases of folders that this process holds."""
 
 
 @contextmanager
@@ -47,17 +47,16 @@ def folder_lease(
         for other in folder.names():
             if _excludes(other, name, part):
                 _refuse_if_held(folder / other, folder, error, remedy)
-        _held[folder] = held
+        _held.add(held)
         try:
             yield
         finally:
-            del _held[folder]
+            _held.discard(held)
 
 
 def check_held(folder: Url, error: type[VivitError]) -> None:
     """`error` where this process held `folder` and lost it: it was stopped, or cut off, for longer than a lease holds."""
-    held = _held.get(folder)
-    if held is not None and held.is_lost:
+    if any(held.folder == folder and held.is_lost for held in list(_held)):
         raise error(
             f"{folder} was taken over by another process while this one did not renew its lease: "
             "what is committed stays; run the same command again when the other has ended"
@@ -132,7 +131,7 @@ class _Lease:
     """A lease that this process takes, renews and gives back."""
 
     def __init__(self, url: Url, folder: Url, error: type[VivitError], remedy: str) -> None:
-        self._url, self._folder, self._error, self._remedy = url, folder, error, remedy
+        self._url, self.folder, self._error, self._remedy = url, folder, error, remedy
         self._record = _Record.new()
         self._version: str | None = None
         self._stop = threading.Event()
@@ -145,7 +144,7 @@ class _Lease:
                 self._version = self._created()
                 self._thread.start()
                 return
-        raise self._error(f"{self._folder} is being written by other processes: {self._remedy}")
+        raise self._error(f"{self.folder} is being written by other processes: {self._remedy}")
 
     def _created(self) -> str | None:
         """Take the lease where nobody holds it; FileExistsError where another process was faster."""
@@ -157,8 +156,8 @@ class _Lease:
         if found is not None and found.token == self._record.token:
             return version  # ours: the answer to the first try was lost
         if found is not None and found.is_live:
-            raise _is_held(found, self._folder, self._error, self._remedy)
-        logger.info("%s: the lease of a process that is gone is taken over", self._folder)
+            raise _is_held(found, self.folder, self._error, self._remedy)
+        logger.info("%s: the lease of a process that is gone is taken over", self.folder)
         return self._put(version)
 
     def _put(self, version: str | None) -> str | None:
@@ -174,7 +173,7 @@ class _Lease:
                     "%s has no conditional put, so that two processes that begin in the same moment do not see each other: "
                     "let one process at a time write %s",
                     self._url.root,
-                    self._folder,
+                    self.folder,
                 )
             self._url.write_bytes(data)
             return self._url.read_versioned()[1]
@@ -185,9 +184,9 @@ class _Lease:
             try:
                 self._renew()
             except StorageError as error:
-                logger.warning("the lease of %s was not renewed: %s", self._folder, error)
+                logger.warning("the lease of %s was not renewed: %s", self.folder, error)
             if self.is_lost:
-                logger.error("%s was taken over by another process", self._folder)
+                logger.error("%s was taken over by another process", self.folder)
                 return
 
     def _renew(self) -> None:
@@ -213,9 +212,7 @@ class _Lease:
         except FileNotFoundError:
             pass
         except StorageError as error:  # must not hide what ended the work
-            logger.warning(
-                "the lease of %s could not be removed, and ends by itself: %s", self._folder, error
-            )
+            logger.warning("the lease of %s could not be removed, and ends by itself: %s", self.folder, error)
 
 
 def _excludes(other: str, own: str, part: tuple[int, int] | None) -> bool:

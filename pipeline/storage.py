@@ -121,6 +121,15 @@ class Url:
             self._ask("read", lambda store: store.get(self.key))
             raise
 
+    def version(self) -> str:
+        """Changes when the object is written anew; FileNotFoundError where there is none."""
+
+        def asked(store: "ObjectStore") -> str:
+            meta = store.head(self.key)
+            return f"{meta['e_tag']} {meta['last_modified'].isoformat()}"
+
+        return self._ask("read", asked)
+
     def sizes_below(self, suffix: str = "") -> dict[str, int]:
         """Bytes of every object below this name whose own name ends so, by its path from here, sorted."""
         start = len(self.key) + 1 if self.key else 0

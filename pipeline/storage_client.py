@@ -1,8 +1,8 @@
 """Requests to object stores: one client per bucket and process, retries with back-off, and errors with a remedy.
 
-obstore's own retries are switched off: it does not make a request again whose answer breaks off or stalls in the middle
-or whose put timed out, and what it does retry it cannot tell from what will never work. All objects that are written
-here are written whole, so that every request may be made twice.
+obstore's own retries are switched off: they leave out listings whose answer breaks off and conditional puts, and take an
+endpoint that does not exist for one that is down for a moment. All objects that are written here are written whole, so
+that every request may be made twice.
 """
 
 import logging
@@ -58,6 +58,13 @@ _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
+_MACHINE_CREDENTIALS = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computeMetadata/",
+    "metadata.google.internal",
+)
+"""What stands in the addresses that a cloud's machines get their own credentials from."""
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 _reached: set[tuple[str, str]] = set()
@@ -111,7 +118,7 @@ def _positive(variable: str, default: float) -> float:
     try:
         value = float(text) if text else default
     except ValueError:
-        value = 0.0
+        value = -1.0
     if not 0 < value < float("inf"):
         raise ConfigError(f"{variable} must be a number above 0, got {text!r}")
     return value
@@ -212,7 +219,7 @@ class _Failure:
             is_missing=missing,
             is_behind_end=behind,
             is_refused=refused,
-            is_unconnected=not status and "kind: Connect" in text,
+            is_unconnected=not status and "kind: Connect," in text,
             lacks_credentials=lacks,
             is_definite=missing or refused or behind or isinstance(error, ValueError) or not passing,
         )
@@ -220,7 +227,7 @@ class _Failure:
 
 def _asked_for_credentials(text: str) -> bool:
     """Whether it was a machine's own source of credentials that did not answer, and not the store."""
-    return "169.254.169.254" in text or "metadata.google.internal" in text
+    return any(mark in text for mark in _MACHINE_CREDENTIALS)
 
 
 def _reason(text: str, status: int, code: str) -> str:
@@ -229,8 +236,10 @@ def _reason(text: str, status: int, code: str) -> str:
         return ", ".join(part for part in (f"HTTP {status}", code, message) if part)
     if "TimedOut" in text or "kind: Timeout" in text or "timed out" in text:
         return "no answer in time"
-    if "kind: Connect" in text:
+    if "kind: Connect," in text:
         return "no connection"
+    if "ConnectionReset" in text or "kind: Interrupted" in text or "IncompleteMessage" in text:
+        return "the connection broke off"
     return text.strip().partition("\n")[0][:200]
 
 

@@ -116,7 +116,7 @@ def extract_on_ray(
 
 @contextmanager
 def _held_cache(
-    config: ExtractConfig, manifest: Manifest, backbone: Backbone, weights_file: Path | None
+    config: ExtractConfig, manifest: Manifest, backbone: Backbone, weights_file: Location | None
 ) -> Iterator[FeatureCache]:
     """The cache of this configuration, made if need be, and held for writing."""
     made_with = {} if weights_file is None else {WEIGHTS_FILE: str(weights_file.resolve())}

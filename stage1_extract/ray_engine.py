@@ -27,6 +27,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.progress import Progress
+from vivit.pipeline.storage import Location
 from vivit.stage1_extract.blocks import (
     BlockExtractor,
     BlockReport,
@@ -59,7 +60,7 @@ class Loaded:
     """What a worker says of itself."""
 
     backbone: Backbone
-    weights_file: Path | None
+    weights_file: Location | None
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class RayWorkers:
         for slot in self._slots:
             self._ray.kill(slot.handle, no_restart=True)
 
-    def encoder(self) -> tuple[Backbone, Path | None]:
+    def encoder(self) -> tuple[Backbone, Location | None]:
         """The encoder of the worker that loads it first, and the file of its weights."""
         while self._loaded is None:
             self._step()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.local_copy import local_file
 from vivit.pipeline.storage import Location
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.optimisation import Optimisation
@@ -54,8 +55,8 @@ class TemporalOptions:
 
     @property
     def init_path(self) -> Path | None:
-        """The file or folder that the temporal half starts from; None for a word."""
-        return None if self.init in (SCRATCH, SPATIAL) else Path(self.init)
+        """The file or folder that the temporal half starts from, fetched from a URL; None for a word."""
+        return None if self.init in (SCRATCH, SPATIAL) else local_file(self.init)
 
     def temporal_model(self, *, dim: int, time: int, heads: dict[str, int]) -> "ModelConfig":
         """The model for tokens [batch, time, dim] and `heads` (number of classes of each).

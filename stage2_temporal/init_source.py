@@ -23,6 +23,7 @@ from vivit.pipeline.checkpoint import (
 )
 from vivit.pipeline.checkpoint import model_file as file_in
 from vivit.pipeline.errors import CheckpointError, ConfigError
+from vivit.pipeline.local_copy import local_file
 from vivit.pipeline.tensor_file import read_tensors
 from vivit.stage2_temporal.config import SCRATCH, SPATIAL
 from vivit.stage2_temporal.model import ModelConfig
@@ -60,7 +61,7 @@ def read_source(init: str, spatial: CacheSettings | LoadedBackbone) -> Source | 
         return None
     if init == SPATIAL:
         return _of_backbone(spatial if isinstance(spatial, LoadedBackbone) else _loaded_again(spatial))
-    return _of_file(Path(init))
+    return _of_file(local_file(init))
 
 
 def temporal_half(path: Path) -> ModelConfig | None:
