@@ -285,7 +285,7 @@ WARM_UP = [
 
 
 def test_the_papers_method_in_four_commands(
-    vivit: Vivit, video_folder: Path, caplog: pytest.LogCaptureFixture
+    vivit: Vivit, video_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = ["--dataset", "folder", "--data-root", video_folder]
     code, out, err = vivit("pretrain", *data, *WARM_UP, "--run", "warm-up")
@@ -309,6 +309,10 @@ def test_the_papers_method_in_four_commands(
     code, out, _ = vivit("predict", video_folder / "val/b/clip7.mp4", "--top", "1", "--json")
     (guess,) = json.loads(out)["guesses"]["action"]
     assert (code, guess["name"] in "ab") == (0, True)
+    vivit("pack", *data, "--out", tmp_path / "packed")
+    member = f"{tmp_path / 'packed/validation-000000.tar'}::val_b_clip7.mp4"
+    code, out, _ = vivit("predict", member, "--top", "1", "--json")
+    assert (code, json.loads(out)["guesses"]["action"]) == (0, [guess])
 
 
 def test_published_weights_serve_every_command(

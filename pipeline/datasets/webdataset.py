@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +85,27 @@ def read_tars(data_root: Location) -> tuple[Manifest, list[TarProblem]]:
     rows: list[_Row] = []
     problems: list[TarProblem] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for tar, (samples, found) in zip(
-            tars, pool.map(lambda tar: _samples(data_root / tar), tars), strict=True
-        ):
+        samples_of_tars = pool.map(lambda tar: _samples(data_root / tar), tars)
+        for tar, (samples, found) in zip(tars, samples_of_tars, strict=True):
             problems += [TarProblem(tar, problem.name, problem.reason) for problem in found]
-            is_labelled = any(_annotations(sample) for sample in samples)
-            for sample, made in zip(
-                samples,
-                pool.map(lambda sample, tar=tar: _rows_of(data_root, tar, sample), samples),
-                strict=True,
-            ):
-                rows += made[0]
-                problems += made[1]
-                if made[0] and is_labelled and not _annotations(sample):
-                    problems.append(TarProblem(tar, sample.key, "no json, cls or txt: its label is unknown"))
+            made = list(pool.map(partial(_rows_of, data_root, tar), samples))
+            rows += [row for some, _ in made for row in some]
+            problems += [problem for _, some in made for problem in some]
+            problems += _without_annotations(tar, samples)
     if not rows:
         raise DataError(
             f"no samples with a video in the {len(tars)} tars of {data_root}"
             + "".join(f"\n  {problem}" for problem in problems[:_PROBLEMS_SHOWN])
         )
     return _manifest(rows, splits), problems
+
+
+def _without_annotations(tar: str, samples: Sequence[TarSample]) -> list[TarProblem]:
+    """The samples that lack what others of their tar have."""
+    lacking = [sample.key for sample in samples if not _annotations(sample)]
+    if len(lacking) == len(samples):
+        return []
+    return [TarProblem(tar, key, "no json, cls or txt: its label is unknown") for key in lacking]
 
 
 def _tars(data_root: Location) -> list[str]:
@@ -242,8 +244,6 @@ def _manifest(rows: Sequence[_Row], splits: Mapping[str, str]) -> Manifest:
 
 def _with_classes_of_texts(rows: Sequence[_Row]) -> list[_Row]:
     """The rows labelled by their texts, unless these are captions: long, or hardly ever the same."""
-    from dataclasses import replace
-
     texts = [row.text for row in rows if row.text]
     is_caption = any(len(text) > _LONGEST_CLASS_TEXT for text in texts) or len(set(texts)) > max(
         20, len(texts) // 2

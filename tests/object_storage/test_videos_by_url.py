@@ -67,7 +67,12 @@ def test_videos_and_tars_in_a_bucket_give_the_features_of_the_files(
 
 @pytest.mark.faults
 def test_requests_that_fail_for_a_while_change_nothing(
-    proxy: FaultyProxy, bucket: Url, video_folder: Path, manifest: Manifest, loose: dict[str, Any], tmp_path: Path
+    proxy: FaultyProxy,
+    bucket: Url,
+    video_folder: Path,
+    manifest: Manifest,
+    loose: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     upload(video_folder, bucket / "videos", "*.mp4")
     proxy.rate, proxy.kinds = 0.2, ["refuse", "reset", "cut"]

@@ -14,7 +14,15 @@ from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_writer import TarWriter
 from vivit.pipeline.video import ClipSpan, probe, read_clips, read_frames
-from vivit.pipeline.video_location import TarVideo, VideoSource, missing_videos, split_video, video_at
+from vivit.pipeline.video_location import (
+    TarVideo,
+    VideoSource,
+    first_local,
+    is_video_file,
+    missing_videos,
+    split_video,
+    video_at,
+)
 
 BAD = [
     "zero_byte.mp4",
@@ -223,6 +231,16 @@ def test_missing_videos_are_found_in_folders_tars_and_stores(tmp_path: Path, is_
     assert missing_videos(root, [*videos, *videos]) == [
         "many/gone.mp4", "x.tar::b.mp4", "no.tar::a.mp4", "y.tar::a.mp4", "gone.mp4",
     ]  # fmt: skip
+
+
+def test_the_first_file_of_this_machine_may_be_a_tar(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", {"a.mp4": Path(__file__)})
+    assert first_local(tmp_path, ["gone.mp4", "memory://videos/x.mp4", "x.tar::a.mp4"]) == tar
+    assert first_local(tmp_path, ["gone.mp4"]) is None
+    assert is_video_file(tmp_path, "x.tar::a.mp4")
+    assert not any(
+        is_video_file(tmp_path, name) for name in ("x.tar::b.mp4", ".", "gone.mp4", "y.tar::a.mp4")
+    )
 
 
 def test_many_videos_of_a_store_cost_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
