@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 LABEL_FIELDS = ("cls", "label", "class", "class_name", "action")
 """Fields of a sample's json that may hold its class, as a number or a name; the first one counts."""
 _PROBLEMS_SHOWN = 50
-_LARGEST_JSON_BYTES = 16 << 20
+_LARGEST_ANNOTATION_BYTES = 16 << 20
 _MOST_CLASSES = 1_000_000
 _LONGEST_CLASS_TEXT = 100
 _THREADS = 16
@@ -162,35 +162,37 @@ def _annotations(sample: TarSample) -> list[str]:
 
 def _rows_of(data_root: Location, tar: str, sample: TarSample) -> tuple[list[_Row], list[TarProblem]]:
     """The clips of one sample, and what is wrong with its annotations."""
-    problems: list[TarProblem] = []
+    texts, problems = _texts(data_root, tar, sample)
+    about: Any = None
+    video = f"{tar}::{_video(sample)}"
+    try:
+        about = json.loads(texts["json"]) if "json" in texts else None
+        if isinstance(about, dict) and isinstance(about.get("clips"), list):
+            return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
+    except (KeyError, TypeError, AttributeError) as error:
+        problems.append(TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})"))
+    except (ValueError, RecursionError) as error:
+        problems.append(
+            TarProblem(tar, sample.key, f"its json does not parse ({error}): its label is unknown")
+        )
+    label = _label(texts.get("cls"), about)
+    labels = {} if label is None else {HEAD: label}
+    return [_Row(tar, video, sample.key, labels=labels, text=texts.get("txt"))], problems
+
+
+def _texts(data_root: Location, tar: str, sample: TarSample) -> tuple[dict[str, str], list[TarProblem]]:
+    """What the annotations of a sample say, by extension, and which cannot be read."""
     texts: dict[str, str] = {}
+    problems: list[TarProblem] = []
     for name in _annotations(sample):
         member = sample.fields[name]
         try:
-            if member.size_bytes > _LARGEST_JSON_BYTES:
+            if member.size_bytes > _LARGEST_ANNOTATION_BYTES:
                 raise ValueError(f"{member.size_bytes} bytes")
             texts[name] = read_member(data_root / tar, member.name).decode().strip()
         except (ValueError, OSError) as error:
             problems.append(TarProblem(tar, sample.key, f"its {name} cannot be read ({error})"))
-    about: Any = None
-    if "json" in texts:
-        try:
-            about = json.loads(texts["json"])
-        except (ValueError, RecursionError) as error:
-            problems.append(
-                TarProblem(tar, sample.key, f"its json does not parse ({error}): its label is unknown")
-            )
-    video = f"{tar}::{_video(sample)}"
-    if isinstance(about, dict) and isinstance(about.get("clips"), list):
-        try:
-            return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            problems.append(
-                TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})")
-            )
-    label = _label(texts.get("cls"), about)
-    labels = {} if label is None else {HEAD: label}
-    return [_Row(tar, video, sample.key, labels=labels, text=texts.get("txt"))], problems
+    return texts, problems
 
 
 def _packed_row(tar: str, video: str, clip: Mapping[str, Any]) -> _Row:

@@ -18,8 +18,8 @@ from vivit.pipeline.tar_index import read_member, tar_index
 def write_tar(path: Location, files: Mapping[str, bytes | str]) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
-        for name, content in files.items():
-            content = content.encode() if isinstance(content, str) else content
+        for name, text in files.items():
+            content = text.encode() if isinstance(text, str) else text
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -66,6 +66,23 @@ def test_the_class_of_a_sample_is_found(
     write_tar(tmp_path / "train.tar", files)
     assert list(labels(tmp_path).values()) == expected
     assert read_tars(tmp_path)[0].heads.get("action") == names
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        (b"\xff", "its json cannot be read"),
+        (b"{", "its json does not parse"),
+        (b"[" * 100_000, "its json does not parse"),
+        (b'{"clips": [{"clip_id": "a"}]}', "the clips in its json are not as packed"),
+        (b'{"clips": [1]}', "the clips in its json are not as packed"),
+    ],
+)
+def test_a_broken_json_costs_the_label_only(tmp_path: Path, about: bytes, reason: str) -> None:
+    write_tar(tmp_path / "x.tar", {"0.mp4": "", "0.json": about, "1.mp4": "", "1.cls": "0"})
+    assert labels(tmp_path) == {"0": None, "1": 0}
+    (problem,) = read_tars(tmp_path)[1]
+    assert (problem.name, problem.reason.startswith(reason)) == ("0", True)
 
 
 def test_captions_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

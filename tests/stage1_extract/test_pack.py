@@ -159,7 +159,11 @@ def test_an_interrupted_pack_goes_on_to_the_same_bytes(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".lock", "train-000000.tar", "train-000000.tar.index.json",
     ]  # fmt: skip
+    leftover = tmp_path / "out/.partial/train-000001.tar"  # as of a process that was killed
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half")
     assert pack_folder(video_folder, tmp_path / "out").shards_kept == 1
+    assert not leftover.parent.exists()
     assert files_of(tmp_path / "out") == files_of(packed)
 
 
@@ -349,3 +353,25 @@ def test_an_index_says_what_is_in_its_shard(packed: Path) -> None:
     assert all(member.sha256 for member in index.content.members)
     assert index.size_bytes == tar.stat().st_size
     assert tar_index(tar).is_stored
+
+
+def test_every_clip_of_a_mixed_tar_has_an_outcome(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    root = tmp_path / "tars"
+    root.mkdir()
+    for name in ("mixed", "truncated", "path_traversal"):
+        (root / f"{name}-test.tar").write_bytes(shared(f"bad_videos/wds_{name}.tar").read_bytes())
+    found = features(tmp_path / "c.zarr", root, read_dataset("webdataset", root)[0])
+    assert {clip: outcome for clip, (outcome, _) in found.items()} == {
+        "mixed-test/000000": "ok",
+        "mixed-test/000001": "ok",
+        "000002": "unreadable_container",
+        "000004": "ok",
+        "000005": "empty_file",
+        "sub/dir/000009": "ok",
+        "truncated-test/000000": "ok",
+        "path_traversal-test/000000": "ok",
+        "path_traversal-test/000001": "ok",
+    }
+    assert found["truncated-test/000000"] == found["mixed-test/000000"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.zarr", "tars"]
+    assert len(list(root.iterdir())) == 3
