@@ -19,10 +19,11 @@ from vivit.pipeline.tar_index import TarIndex, index_path, read_member, tar_inde
 from vivit.pipeline.video import probe, read_frames
 from vivit.pipeline.video_location import video_at
 from vivit.pipeline.views import ViewSpec
-from vivit.stage1_extract import pack as module
+from vivit.stage1_extract import shard_packer
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract
 from vivit.stage1_extract.pack import PackConfig, PackSummary, pack
+from vivit.stage1_extract.pack_samples import keys_of
 
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
 
@@ -145,7 +146,7 @@ def test_a_damaged_shard_is_packed_again(
 def test_an_interrupted_pack_goes_on_to_the_same_bytes(
     video_folder: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces = module._pieces
+    pieces = shard_packer._pieces
     count = iter(range(100))
 
     def interrupted(file: Any) -> Any:
@@ -153,7 +154,7 @@ def test_an_interrupted_pack_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return pieces(file)
 
-    monkeypatch.setattr(module, "_pieces", interrupted)
+    monkeypatch.setattr(shard_packer, "_pieces", interrupted)
     with pytest.raises(InterruptedRunError, match="same command again"):
         pack_folder(video_folder, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -253,7 +254,7 @@ def test_a_video_that_clips_share_is_stored_once(video_folder: Path, tmp_path: P
 
 
 def test_keys_have_no_dots_and_are_unique() -> None:
-    keys = module._keys(["a/b.c", "a_b_c", "x" * 200, "动作", "", "plain-1_2", "__meta__", "A/b.c"])
+    keys = keys_of(["a/b.c", "a_b_c", "x" * 200, "动作", "", "plain-1_2", "__meta__", "A/b.c"])
     assert len({key.lower() for key in keys}) == len(keys)
     assert all(
         key.isascii() and "." not in key and "/" not in key and not key.startswith("_") for key in keys
@@ -267,7 +268,7 @@ def test_shards_do_not_exceed_their_size(
 ) -> None:
     manifest = read_dataset("folder", video_folder)[0]
     sizes = [(video_folder / clip.video).stat().st_size for clip in manifest.clips]
-    monkeypatch.setattr(module, "_MIB", 1)
+    monkeypatch.setattr(shard_packer, "_MIB", 1)
     limit = max(sizes) + min(sizes) + 8 * 1024
     pack_folder(video_folder, tmp_path, manifest, max_count=None, shard_size_mb=limit)
     tars = list(tmp_path.glob("*.tar"))
