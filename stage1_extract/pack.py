@@ -95,11 +95,12 @@ def _finish(
         )
     path = config.out / MANIFEST_FILE
     Manifest(manifest.dataset, clips, heads=manifest.heads, sources=manifest.sources).write(path)
-    shards = [shard for found in packed.values() for shard in found]
+    written = {split: [shard for shard in found if shard.members] for split, found in packed.items()}
+    shards = [shard for found in written.values() for shard in found]
     return PackSummary(
         out=config.out,
         manifest=path,
-        shards={split: len(found) for split, found in packed.items()},
+        shards={split: len(found) for split, found in written.items()},
         shards_kept=sum(not shard.is_new for shard in shards),
         num_videos=num_videos - len(failed),
         num_clips=len(clips) - sum(video.num_clips for video in failed),

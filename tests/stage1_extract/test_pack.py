@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +170,24 @@ def test_an_interrupted_pack_goes_on_to_the_same_bytes(
     assert pack_folder(video_folder, tmp_path / "out").shards_kept == 1
     assert not leftover.parent.exists()
     assert files_of(tmp_path / "out") == files_of(packed)
+
+
+@pytest.mark.faults
+def test_a_killed_pack_goes_on_to_the_same_bytes(video_folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "vivit", "pack", "--dataset", "folder", "--data-root", video_folder, "--out", tmp_path / "out",
+        "--max-count", "2", "--resize", "32", "--workdir", tmp_path / "work",
+    ]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "out").glob("*.tar")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() in (-signal.SIGKILL, 0)  # 0: it was faster
+    kept = len(list((tmp_path / "out").glob("*.tar")))
+    assert kept > 0
+    pack_folder(video_folder, tmp_path / "whole", max_count=2, resize=32)
+    assert pack_folder(video_folder, tmp_path / "out", max_count=2, resize=32).shards_kept == kept
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 def test_a_folder_with_other_shards_is_refused(video_folder: Path, packed: Path, tmp_path: Path) -> None:
