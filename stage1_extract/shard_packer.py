@@ -1,11 +1,13 @@
 """The shards of one split: those that are there are kept, the others are written, each whole or not at all."""
 
 import hashlib
+import itertools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -94,6 +96,8 @@ class SplitPacker:
     ) -> None:
         self._config, self._split, self._samples = config, split, samples
         self._work, self._progress = work, progress
+        self._stop = threading.Event()
+        self._numbers = itertools.count()
         digest = hashlib.sha256()
         options = [_VERSION, config.shard_size_mb, config.max_count, config.resize]
         digest.update(json.dumps(options).encode())
@@ -105,7 +109,7 @@ class SplitPacker:
     def shards(self) -> Iterator[Shard]:
         """The shards in order: where one is there already it is kept."""
         at = number = 0
-        with _Ahead(self._prepare, len(self._samples), self._threads) as ahead:
+        with _Ahead(self._prepare, len(self._samples), self._threads) as ahead, self._stopping():
             while at < len(self._samples):
                 shard = self._kept(number, at)
                 if shard is None:
@@ -115,6 +119,14 @@ class SplitPacker:
                 yield shard
                 at, number = shard.stop, number + 1
         self._remove_from(number)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Let threads that encode end early when the `with` block is left."""
+        try:
+            yield
+        finally:
+            self._stop.set()
 
     @property
     def _threads(self) -> int:
@@ -233,9 +245,9 @@ class SplitPacker:
         source = video_at(self._config.data_root, sample.video)
         with ExitStack() as cleanup:
             if self._config.resize is not None:
-                target = self._work / f"{self._split}-{at}.mp4"
+                target = self._work / f"{self._split}-{at}-{next(self._numbers)}.mp4"
                 cleanup.callback(target.unlink, missing_ok=True)
-                if write_resized(source, self._config.resize, target):
+                if write_resized(source, self._config.resize, target, self._stop):
                     smaller = cleanup.enter_context(target.open("rb"))
                     return _Ready(smaller, target.stat().st_size, "mp4", cleanup.pop_all())
             file = cleanup.enter_context(open_source(source))

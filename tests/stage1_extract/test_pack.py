@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,14 @@ from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_index import TarIndex, index_path, read_member, tar_index
 from vivit.pipeline.video import probe, read_frames
 from vivit.pipeline.video_location import video_at
+from vivit.pipeline.video_source import Stopped
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract import shard_packer
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.extract import extract
 from vivit.stage1_extract.pack import PackConfig, PackSummary, pack
 from vivit.stage1_extract.pack_samples import keys_of
+from vivit.stage1_extract.resized_video import write_resized
 
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
 
@@ -362,6 +365,13 @@ def test_odd_videos_are_resized_or_kept(
     assert smaller.num_frames == about.num_frames
     assert (smaller.height > smaller.width) == (about.height > about.width)
     assert smaller.duration_sec == pytest.approx(about.duration_sec, abs=0.05)
+
+
+def test_encoding_stops_when_told(video_folder: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        write_resized(video_folder / "train/a/clip0.mp4", 32, tmp_path / "x.mp4", stop)
 
 
 @pytest.mark.parametrize("options", [{"resize": 33}, {"resize": 8}, {"max_count": 0}, {"shard_size_mb": 0}])
