@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from vivit.pipeline.errors import DataError, StorageError
@@ -36,10 +38,10 @@ BAD = [
 class Sink:
     """Wants every frame."""
 
-    def plan(self, times_sec: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def plan(self, times_sec: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         return np.arange(len(times_sec))
 
-    def add(self, index: int, picture: np.ndarray) -> None:  # type: ignore[type-arg]
+    def add(self, index: int, picture: npt.NDArray[np.uint8]) -> None:
         pass
 
 
@@ -249,6 +251,11 @@ def test_many_videos_of_a_store_cost_one_listing(monkeypatch: pytest.MonkeyPatch
         (root / f"{number}.mp4").write_bytes(b"")
     asked: list[str] = []
     ask = Url._ask
-    monkeypatch.setattr(Url, "_ask", lambda url, verb, *rest: asked.append(verb) or ask(url, verb, *rest))
+
+    def counted(url: Url, verb: str, *rest: Any) -> Any:
+        asked.append(verb)
+        return ask(url, verb, *rest)
+
+    monkeypatch.setattr(Url, "_ask", counted)
     assert missing_videos(root, [f"{number}.mp4" for number in range(101)]) == ["100.mp4"]
     assert asked == ["list"]

@@ -327,8 +327,7 @@ def test_resized_videos_show_the_same_frames_at_the_same_times(video_folder: Pat
         assert smaller.duration_sec == pytest.approx(about.duration_sec, abs=1e-6)
     times = np.arange(about.num_frames) / 25
     large, small = read_frames(old, times).astype(float), read_frames(new, times).astype(float)
-    means = [frames.mean(axis=(1, 2)) for frames in (large, small)]
-    np.testing.assert_allclose(*means, atol=4)  # colours and brightness stay
+    np.testing.assert_allclose(small.mean(axis=(1, 2)), large.mean(axis=(1, 2)), atol=4)  # colours stay
     moved = [np.abs(np.diff(frames, axis=0)).mean(axis=(1, 2, 3)) for frames in (large, small)]
     assert moved[1].min() > 0.2 * moved[0].min()  # no frame stands still
 
