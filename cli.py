@@ -1083,7 +1083,7 @@ def evaluate(
     "vivit predict *.mp4 --run k400.safetensors --top 3\n\nvivit predict kitchen.mp4 --start 12.5 --end 14"
 )
 def predict(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    videos: Annotated[list[str], typer.Argument(help="Videos: files, URLs, or shard.tar::member.")],
     run: Trained = None,
     top: Annotated[int, typer.Option(help="Classes to show per head.")] = 5,
     start: Annotated[float | None, typer.Option(help="Second at which the clip starts.")] = None,

@@ -12,6 +12,7 @@ from vivit.end_to_end.video_logits import video_logits
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
+from vivit.pipeline.video_location import is_video_file
 
 ACTION = "action"
 
@@ -30,7 +31,8 @@ class Guess:
 class Prediction:
     """What a model sees in one video."""
 
-    video: Path
+    video: str
+    """As it was given."""
     record: ClipRecord
     guesses: Mapping[str, Sequence[Guess]]
     """The likeliest classes of each head, the likeliest first; none where the video could not be read."""
@@ -38,7 +40,7 @@ class Prediction:
 
 def predict(
     predictor: Predictor,
-    videos: Sequence[Path],
+    videos: Sequence[Path | str],
     *,
     top: int = 5,
     start_sec: float | None = None,
@@ -48,18 +50,19 @@ def predict(
 ) -> list[Prediction]:
     """The `top` classes of each head for each video, or for its seconds [start_sec, end_sec), over all test views.
 
-    With heads verb and noun, `action` is their product. DataError for a video that is not there.
+    A video is a file, a URL, or `shard.tar::member`. With heads verb and noun, `action` is their product. DataError for
+    a video that is not there.
     """
     if top < 1:
         raise ConfigError(f"top must be at least 1, got {top}")
     if start_sec is not None and end_sec is not None and end_sec <= start_sec:
         raise ConfigError(f"the clip ends at {end_sec} s, before it starts at {start_sec} s")
     predictions = []
-    for video in videos:
-        if not video.is_file():
+    reading = predictor.reading(Path(), device=device, precision=precision)
+    for video in map(str, videos):
+        if not is_video_file(Path(), video):
             raise DataError(f"{video} is not a file: pass videos")
-        reading = predictor.reading(video.parent, device=device, precision=precision)
-        clip = Clip(clip_id=video.name, split="test", video=video.name, start_sec=start_sec, end_sec=end_sec)
+        clip = Clip(clip_id=video, split="test", video=video, start_sec=start_sec, end_sec=end_sec)
         logits, (record,) = video_logits(predictor.model, [clip], reading)
         guesses = {head: _best(values[0], predictor.names(head), top) for head, values in logits.items()}
         if {"verb", "noun"} <= logits.keys() and ACTION not in logits:

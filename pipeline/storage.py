@@ -108,8 +108,17 @@ class Url:
 
     def size(self) -> int:
         """Bytes of the object; FileNotFoundError where there is none."""
+        return self.state()[0]
+
+    def state(self) -> tuple[int, str | None]:
+        """Bytes of the object, and the store's name of this version of it; FileNotFoundError where there is none."""
+
+        def state(store: "ObjectStore") -> tuple[int, str | None]:
+            found = store.head(self.key)
+            return int(found["size"]), found["e_tag"]
+
         try:
-            return self._ask("read", lambda store: int(store.head(self.key)["size"]))
+            return self._ask("read", state)
         except FileNotFoundError:
             # The answer to HEAD has no words: those to a GET tell a missing bucket from a missing object.
             self._ask("read", lambda store: store.get(self.key))

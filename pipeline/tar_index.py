@@ -29,6 +29,8 @@ Place = TypeVar("Place", Path, Url, Path | Url)
 FORMAT = 1
 INDEX_SUFFIX = ".index.json"
 """Behind the name of the tar."""
+FOLDER_VARIABLE = "VIVIT_TAR_INDEXES"
+"""Names the folder of the indexes of tars that have none beside them."""
 _COLUMNS = ("name", "key", "extension", "offset", "size_bytes", "sha256")
 _KEPT_IN_MEMORY = 256
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -56,12 +58,12 @@ class TarIndex:
     content: TarContent
     size_bytes: int
     """Of the tar."""
-    modified_ns: int | None = None
-    """When the tar was last written to; None where that is not known: in a store, and beside the tar, which may be copied."""
+    version: str | None = None
+    """Time of the last change in ns, or a store's name of the version; None in the index beside a tar, to copy both."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the writer of the tar says of it."""
     is_stored: bool = False
-    """Whether it was read from a file, and so may belong to another state of the tar."""
+    """Whether it was read from a file."""
 
     @cached_property
     def members(self) -> dict[str, TarMember]:
@@ -79,7 +81,7 @@ class TarIndex:
             "format": FORMAT,
             "tar": name,
             "size_bytes": self.size_bytes,
-            "modified_ns": self.modified_ns,
+            "version": self.version,
             "damage": self.content.damage,
             "about": dict(self.about),
             "refused": [list(pair) for pair in self.content.refused],
@@ -102,7 +104,7 @@ class TarIndex:
             if any(m.offset < BLOCK_BYTES or m.size_bytes < 0 for m in members):
                 raise ValueError("a member lies outside the tar")
             content = TarContent(members, [(n, why) for n, why in stored["refused"]], stored["damage"])
-            return cls(content, stored["size_bytes"], stored["modified_ns"], stored["about"], is_stored=True)
+            return cls(content, stored["size_bytes"], stored["version"], stored["about"], is_stored=True)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an index: {error!r}") from error
 
@@ -128,8 +130,12 @@ def open_member(tar: Location, name: str) -> BinaryIO:
     file = _open_found(tar, tar_index(tar), name)
     if file is None:
         logger.info("the index of %s is out of date: its headers are read again", tar)
-        file = _open_found(tar, _INDEXES.renew(tar), name)
-    assert file is not None  # an index of the headers themselves
+        index = _INDEXES.renew(tar)
+        file = _open_found(tar, index, name)
+        if file is None:  # headers that contradict each other: what the walk found counts
+            _INDEXES.trust(tar)
+            file = _open_found(tar, index, name)
+    assert file is not None
     return cast(BinaryIO, file)
 
 
@@ -140,12 +146,12 @@ def read_member(tar: Location, name: str) -> bytes:
 
 
 def _open_found(tar: Location, index: TarIndex, name: str) -> FilePart | StoreFile | None:
-    """The member as a file, None where a stored index is not that of the tar."""
+    """The member as a file, None where it does not have its header in front of it: the index is of another tar."""
     member = index.members.get(name)
     if member is None:
         raise NotInTarError(tar, name, index.refused.get(name))
     file = _open_part(tar, member.offset - BLOCK_BYTES, BLOCK_BYTES + member.size_bytes)
-    if index.is_stored and not is_header_of(_first_block(file), member):
+    if not _INDEXES.trusts(tar) and not is_header_of(_first_block(file), member):
         file.close()
         return None
     file.drop_front(BLOCK_BYTES)
@@ -166,6 +172,7 @@ class _Indexes:
         self._lock = threading.Lock()
         self._locks: dict[Location, threading.Lock] = {}
         self._known: OrderedDict[Location, TarIndex] = OrderedDict()
+        self._trusted: set[Location] = set()
 
     def get(self, tar: Location) -> TarIndex:
         """The index; that of a file on this machine is made again when the file was written to."""
@@ -174,7 +181,7 @@ class _Indexes:
             if known is not None and not isinstance(tar, Path):
                 return known
             state = _state(tar)
-            if known is None or state != (known.size_bytes, known.modified_ns):
+            if known is None or state != (known.size_bytes, known.version):
                 known = _stored(tar, *state) or _walked(tar, *state)
             self._keep(tar, known)
             return known
@@ -185,6 +192,13 @@ class _Indexes:
             index = _walked(tar, *_state(tar))
             self._keep(tar, index)
             return index
+
+    def trust(self, tar: Location) -> None:
+        """Let the index of a tar count for more than the header in front of a member."""
+        self._trusted.add(tar)
+
+    def trusts(self, tar: Location) -> bool:
+        return tar in self._trusted
 
     def _lock_of(self, tar: Location) -> threading.Lock:
         with self._lock:
@@ -201,15 +215,15 @@ class _Indexes:
 _INDEXES = _Indexes()
 
 
-def _state(tar: Location) -> tuple[int, int | None]:
-    """Size and time of the last change."""
+def _state(tar: Location) -> tuple[int, str | None]:
+    """Size and version."""
     if isinstance(tar, Path):
         about = os.stat(tar)
-        return about.st_size, about.st_mtime_ns
-    return tar.size(), None
+        return about.st_size, str(about.st_mtime_ns)
+    return tar.state()
 
 
-def _stored(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex | None:
+def _stored(tar: Location, size_bytes: int, version: str | None) -> TarIndex | None:
     """The index of this state of the tar from a file: beside it, or in the cache folder."""
     for path in (index_path(tar), _cached_path(tar)):
         try:
@@ -219,17 +233,17 @@ def _stored(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex
         except (ValueError, PermissionError) as error:
             logger.warning("the index %s is not used (%s)", path, error)
             continue
-        if index.size_bytes == size_bytes and index.modified_ns in (None, modified_ns):
-            return replace(index, modified_ns=modified_ns)
+        if index.size_bytes == size_bytes and index.version in (None, version):
+            return replace(index, version=version)
         logger.info("the index %s is out of date: %s was written to since", path, tar)
     return None
 
 
-def _walked(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex:
+def _walked(tar: Location, size_bytes: int, version: str | None) -> TarIndex:
     """The index of a tar from its headers, kept in the cache folder."""
     with _open_part(tar, 0, size_bytes) as file:
         content = walk(cast(BinaryIO, file), size_bytes, str(tar))
-    index = TarIndex(content, size_bytes, modified_ns)
+    index = TarIndex(content, size_bytes, version)
     path = _cached_path(tar)
     try:
         write_atomically(path, index.to_json(tar.name))
@@ -240,9 +254,9 @@ def _walked(tar: Location, size_bytes: int, modified_ns: int | None) -> TarIndex
 
 def _cached_path(tar: Location) -> Path:
     """Where the index of a tar is kept that has none beside it."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(os.fsencode(str(tar.absolute()))).hexdigest()[:32]
-    return base / "vivit" / "tar-indexes" / f"{name}.json"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or caches / "vivit" / "tar-indexes")
+    return folder / f"{hashlib.sha256(os.fsencode(str(tar.absolute()))).hexdigest()[:32]}.json"
 
 
 def _open_part(tar: Location, start: int, size_bytes: int) -> FilePart | StoreFile:

@@ -72,6 +72,12 @@ def missing_videos(data_root: Location, videos: Iterable[str]) -> list[str]:
     ]
 
 
+def is_video_file(data_root: Location, video: str) -> bool:
+    """Whether a video is a file, an object or a member of a tar that can be read."""
+    place = video_at(data_root, video)
+    return place.member in _members(place.tar) if isinstance(place, TarVideo) else place.is_file()
+
+
 def first_local(data_root: Location, videos: Iterable[str]) -> Path | None:
     """The first file on this machine (a video, or the tar that holds one) that is there."""
     for video in videos:

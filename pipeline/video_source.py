@@ -42,14 +42,18 @@ class Stopped(Exception):
     """The caller's stop event is set."""
 
 
+def _now() -> float:
+    return time.monotonic()
+
+
 @dataclass(frozen=True)
 class Limit:
     """When to give up."""
 
     timeout_sec: float
     stop: threading.Event = field(default_factory=threading.Event)
-    started: float = field(default_factory=time.monotonic)
-    clock: Callable[[], float] = time.monotonic
+    started: float = field(default_factory=_now)
+    clock: Callable[[], float] = _now
     """What time is told by; that of a video in a store stands still while its bytes are waited for."""
 
     def check_stop(self) -> None:

@@ -1,5 +1,6 @@
 """A smaller copy of a video: the same frames at the same times, without sound."""
 
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video import ClipSpan, read_clips
 from vivit.pipeline.video_location import VideoSource
-from vivit.pipeline.video_source import Failure
+from vivit.pipeline.video_source import Failure, Stopped
 
 CODEC_OPTIONS = {"preset": "fast", "crf": "20"}
 """Of libx264."""
@@ -30,19 +31,22 @@ class _KeepAsItIs(Exception):
     """The video is small enough, or changes its picture size."""
 
 
-def write_resized(source: VideoSource, short_side: int, target: Path) -> bool:
+def write_resized(source: VideoSource, short_side: int, target: Path, stop: threading.Event) -> bool:
     """Write an MP4 whose short side has so many pixels; False where the video is better kept as it is.
 
     That is where its short side is not longer, where its picture changes size, and where it is damaged: then what reads
-    it later can say so. Failure where it cannot be read.
+    it later can say so. Failure where it cannot be read, Stopped after `stop` is set.
     """
     writer = _Writer(target, short_side)
     try:
-        ((_, result),) = read_clips(source, [ClipSpan()], [writer], timeout_sec=_DAY_SEC)
+        results = list(read_clips(source, [ClipSpan()], [writer], timeout_sec=_DAY_SEC, stop=stop))
     except _KeepAsItIs:
         return False
     finally:
         writer.close()
+    if not results:
+        raise Stopped
+    ((_, result),) = results
     if not result.outcome.usable:
         raise Failure(result.outcome, result.message)
     return result.outcome is Outcome.OK

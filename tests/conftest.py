@@ -1,7 +1,7 @@
 """Small real inputs that many tests share, and the one place that decides what is skipped."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # As the command line does; read when torch is loaded.
@@ -34,6 +34,14 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tar_indexes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of tars go to a folder of the tests, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIVIT_TAR_INDEXES", str(tmp_path_factory.mktemp("tar-indexes")))
+        yield
 
 
 def write_video(path: Path, *, num_frames: int = 24, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:

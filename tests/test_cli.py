@@ -139,6 +139,25 @@ def test_the_same_training_command_goes_on_in_the_same_run(
     assert len(list((tmp_path / "work/runs").iterdir())) == 2
 
 
+def test_videos_are_packed_into_tars_and_extracted_from_them(
+    vivit: Vivit, video_folder: Path, tmp_path: Path
+) -> None:
+    rows = ["clip_id,split,video", "a,test,train/a/clip0.mp4", "b,test,gone.mp4"]
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    packed = tmp_path / "packed"
+    code, out, err = vivit(
+        "pack", "--manifest", tmp_path / "m.csv", "--data-root", video_folder, "--out", packed
+    )
+    assert (code, err.count("Traceback")) == (3, 0)
+    assert "missing: gone.mp4 (1 clips): no such file" in err
+    assert "1 videos with 1 clips" in out
+    code, out, err = vivit("extract", "--manifest", packed / "manifest.parquet", *SMALL)
+    assert code == 3
+    assert "missing: b (test): no such member: b.mp4 in" in err
+    code, out, _ = vivit("prepare", "webdataset", "--data-root", packed)
+    assert (code, "test" in out) == (0, True)
+
+
 def test_failed_clips_give_exit_code_3_and_are_listed(
     vivit: Vivit, video_folder: Path, tmp_path: Path
 ) -> None:
@@ -159,11 +178,26 @@ def test_prepare_lists_what_is_missing(vivit: Vivit, tmp_path: Path, shared: Cal
     assert (tmp_path / "work/manifests/ek100.parquet").exists()
 
 
+PACK = ["pack", "--dataset", "folder"]
+
+
 def bad_calls(video_folder: Path) -> dict[str, tuple[list[object], int, str]]:
     """Case -> (arguments, exit code, what the error must say)."""
     folder = ["extract", "--dataset", "folder", "--data-root", video_folder]
     return {
         "no data root": (["extract", "--dataset", "ek100"], 1, "Pass --data-root"),
+        "pack into other shards": (
+            [*PACK, "--data-root", video_folder, "--out", "memory://x", "--resize", "33"],
+            2,
+            "resize must be an even",
+        ),
+        "unknown storage": (
+            [*PACK, "--data-root", "ftp://x/y", "--out", "p"],
+            2,
+            "ftp:// is not a kind of storage",
+        ),
+        "files by URL": ([*PACK, "--data-root", "memory://x/y", "--out", "p"], 1, "cannot be listed"),
+        "no tars": (["prepare", "webdataset", "--data-root", video_folder], 1, "no tars in"),
         "wrong data set": (["extract", "--dataset", "ek10"], 2, "did you mean ek100?"),
         "no data set": (["extract"], 2, "pass either --dataset"),
         "wrong backbone": ([*folder, *SMALL, "--backbone", "vit_s61"], 2, "did you mean vit_s16?"),
@@ -251,7 +285,7 @@ WARM_UP = [
 
 
 def test_the_papers_method_in_four_commands(
-    vivit: Vivit, video_folder: Path, caplog: pytest.LogCaptureFixture
+    vivit: Vivit, video_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = ["--dataset", "folder", "--data-root", video_folder]
     code, out, err = vivit("pretrain", *data, *WARM_UP, "--run", "warm-up")
@@ -275,6 +309,10 @@ def test_the_papers_method_in_four_commands(
     code, out, _ = vivit("predict", video_folder / "val/b/clip7.mp4", "--top", "1", "--json")
     (guess,) = json.loads(out)["guesses"]["action"]
     assert (code, guess["name"] in "ab") == (0, True)
+    vivit("pack", *data, "--out", tmp_path / "packed")
+    member = f"{tmp_path / 'packed/validation-000000.tar'}::val_b_clip7.mp4"
+    code, out, _ = vivit("predict", member, "--top", "1", "--json")
+    assert (code, json.loads(out)["guesses"]["action"]) == (0, [guess])
 
 
 def test_published_weights_serve_every_command(

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 LABEL_FIELDS = ("cls", "label", "class", "class_name", "action")
 """Fields of a sample's json that may hold its class, as a number or a name; the first one counts."""
 _PROBLEMS_SHOWN = 50
-_LARGEST_JSON_BYTES = 16 << 20
+_LARGEST_ANNOTATION_BYTES = 16 << 20
 _MOST_CLASSES = 1_000_000
 _LONGEST_CLASS_TEXT = 100
 _THREADS = 16
@@ -84,26 +85,29 @@ def read_tars(data_root: Location) -> tuple[Manifest, list[TarProblem]]:
     rows: list[_Row] = []
     problems: list[TarProblem] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for tar, (samples, found) in zip(
-            tars, pool.map(lambda tar: _samples(data_root / tar), tars), strict=True
-        ):
+        samples_of_tars = pool.map(lambda tar: _samples(data_root / tar), tars)
+        for tar, (samples, found) in zip(tars, samples_of_tars, strict=True):
             problems += [TarProblem(tar, problem.name, problem.reason) for problem in found]
-            is_labelled = any(_annotations(sample) for sample in samples)
-            for sample, made in zip(
-                samples,
-                pool.map(lambda sample, tar=tar: _rows_of(data_root, tar, sample), samples),
-                strict=True,
-            ):
-                rows += made[0]
-                problems += made[1]
-                if made[0] and is_labelled and not _annotations(sample):
-                    problems.append(TarProblem(tar, sample.key, "no json, cls or txt: its label is unknown"))
+            # threads hide how long a store takes to answer; on a file system they only cost
+            mapped = pool.map if isinstance(data_root, Url) else map
+            made = list(mapped(partial(_rows_of, data_root, tar), samples))
+            rows += [row for some, _ in made for row in some]
+            problems += [problem for _, some in made for problem in some]
+            problems += _without_annotations(tar, samples)
     if not rows:
         raise DataError(
             f"no samples with a video in the {len(tars)} tars of {data_root}"
             + "".join(f"\n  {problem}" for problem in problems[:_PROBLEMS_SHOWN])
         )
     return _manifest(rows, splits), problems
+
+
+def _without_annotations(tar: str, samples: Sequence[TarSample]) -> list[TarProblem]:
+    """The samples that lack what others of their tar have."""
+    lacking = [sample.key for sample in samples if not _annotations(sample)]
+    if len(lacking) == len(samples):
+        return []
+    return [TarProblem(tar, key, "no json, cls or txt: its label is unknown") for key in lacking]
 
 
 def _tars(data_root: Location) -> list[str]:
@@ -160,35 +164,37 @@ def _annotations(sample: TarSample) -> list[str]:
 
 def _rows_of(data_root: Location, tar: str, sample: TarSample) -> tuple[list[_Row], list[TarProblem]]:
     """The clips of one sample, and what is wrong with its annotations."""
-    problems: list[TarProblem] = []
+    texts, problems = _texts(data_root, tar, sample)
+    about: Any = None
+    video = f"{tar}::{_video(sample)}"
+    try:
+        about = json.loads(texts["json"]) if "json" in texts else None
+        if isinstance(about, dict) and isinstance(about.get("clips"), list):
+            return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
+    except (KeyError, TypeError, AttributeError) as error:
+        problems.append(TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})"))
+    except (ValueError, RecursionError) as error:
+        problems.append(
+            TarProblem(tar, sample.key, f"its json does not parse ({error}): its label is unknown")
+        )
+    label = _label(texts.get("cls"), about)
+    labels = {} if label is None else {HEAD: label}
+    return [_Row(tar, video, sample.key, labels=labels, text=texts.get("txt"))], problems
+
+
+def _texts(data_root: Location, tar: str, sample: TarSample) -> tuple[dict[str, str], list[TarProblem]]:
+    """What the annotations of a sample say, by extension, and which cannot be read."""
     texts: dict[str, str] = {}
+    problems: list[TarProblem] = []
     for name in _annotations(sample):
         member = sample.fields[name]
         try:
-            if member.size_bytes > _LARGEST_JSON_BYTES:
+            if member.size_bytes > _LARGEST_ANNOTATION_BYTES:
                 raise ValueError(f"{member.size_bytes} bytes")
             texts[name] = read_member(data_root / tar, member.name).decode().strip()
         except (ValueError, OSError) as error:
             problems.append(TarProblem(tar, sample.key, f"its {name} cannot be read ({error})"))
-    about: Any = None
-    if "json" in texts:
-        try:
-            about = json.loads(texts["json"])
-        except (ValueError, RecursionError) as error:
-            problems.append(
-                TarProblem(tar, sample.key, f"its json does not parse ({error}): its label is unknown")
-            )
-    video = f"{tar}::{_video(sample)}"
-    if isinstance(about, dict) and isinstance(about.get("clips"), list):
-        try:
-            return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            problems.append(
-                TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})")
-            )
-    label = _label(texts.get("cls"), about)
-    labels = {} if label is None else {HEAD: label}
-    return [_Row(tar, video, sample.key, labels=labels, text=texts.get("txt"))], problems
+    return texts, problems
 
 
 def _packed_row(tar: str, video: str, clip: Mapping[str, Any]) -> _Row:
@@ -242,8 +248,6 @@ def _manifest(rows: Sequence[_Row], splits: Mapping[str, str]) -> Manifest:
 
 def _with_classes_of_texts(rows: Sequence[_Row]) -> list[_Row]:
     """The rows labelled by their texts, unless these are captions: long, or hardly ever the same."""
-    from dataclasses import replace
-
     texts = [row.text for row in rows if row.text]
     is_caption = any(len(text) > _LONGEST_CLASS_TEXT for text in texts) or len(set(texts)) > max(
         20, len(texts) // 2

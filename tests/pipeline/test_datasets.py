@@ -97,7 +97,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, name: bytes) -> None
         touch(tmp_path, os.fsdecode(name))
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(DataError, match=r"the name of the video b'.*\\xe9.*' is not UTF-8: rename it"):
+    with pytest.raises(DataError, match=r"the name of the file b'.*\\xe9.*' is not UTF-8: rename it"):
         read_dataset("folder", tmp_path)
 
 

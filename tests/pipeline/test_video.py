@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vivit.pipeline import video_decoder, video_pass, video_source
+from vivit.pipeline import video_decoder, video_source
 from vivit.pipeline.errors import DataError
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.picture import PictureConverter
@@ -473,9 +473,7 @@ class TickingClock:
 @pytest.fixture
 def ticking_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """For our modules only: PyAV looks at the clock as well."""
-    clock = TickingClock()
-    for module in (video_source, video_pass):
-        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(video_source, "time", TickingClock())
 
 
 @pytest.mark.usefixtures("ticking_clock")
