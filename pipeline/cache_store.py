@@ -23,6 +23,7 @@ from zarr.storage import MemoryStore
 from vivit.pipeline.errors import CacheError
 from vivit.pipeline.folder_lock import folder_lock, part_lock
 from vivit.pipeline.lease import check_held, folder_lease, lease
+from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.workspace import sync_folder, write_atomically
 
@@ -220,9 +221,8 @@ class ObjectFiles:
             except FileNotFoundError:  # its block is being written anew just now
                 return None
 
-        with ThreadPoolExecutor(_LEDGER_THREADS) as pool:
-            found = zip(names, pool.map(read, names), strict=True)
-            return {name: data for name, data in found if data is not None}
+        found = zip(names, in_parallel(read, names, _LEDGER_THREADS), strict=True)
+        return {name: data for name, data in found if data is not None}
 
     def write_shards(
         self,
@@ -237,8 +237,7 @@ class ObjectFiles:
             shard_name(split, block, view): _encoded(array, block, view, rows, features[:, at])
             for at, view in enumerate(views)
         }
-        with ThreadPoolExecutor(_PUT_THREADS) as pool:
-            list(pool.map(lambda name: (self._url / name).write_bytes(encoded[name]), encoded))
+        in_parallel(lambda name: (self._url / name).write_bytes(encoded[name]), encoded, _PUT_THREADS)
         return {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in encoded.items()

@@ -7,11 +7,11 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from vivit.pipeline.errors import StorageError, WeightsError
+from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url, location
 from vivit.pipeline.workspace import sync_folder
 
@@ -41,6 +41,10 @@ def local_copy(place: Location) -> Path:
             if not path.exists():
                 _fetch(place, size, path)
     except OSError as error:
+        if error.filename == str(place):
+            raise StorageError(
+                f"{place} was deleted while it was fetched: run the same command again"
+            ) from None
         raise StorageError(
             f"{place} cannot be kept at {path} ({error.strerror or error}): set XDG_CACHE_HOME to a folder with room for it"
         ) from error
@@ -59,12 +63,12 @@ def copies_folder() -> Path:
 def _fetch(url: Url, size: int, path: Path) -> None:
     """Write the object's bytes to `path`, which appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file, ThreadPoolExecutor(_FETCH_THREADS) as pool:
+    with partial.open("wb") as file:
 
         def piece(offset: int) -> None:
             os.pwrite(file.fileno(), url.read_range(offset, min(_PIECE_BYTES, size - offset)), offset)
 
-        list(pool.map(piece, range(0, size, _PIECE_BYTES)))
+        in_parallel(piece, range(0, size, _PIECE_BYTES), _FETCH_THREADS)
         os.fsync(file.fileno())
     if partial.stat().st_size != size:
         raise StorageError(f"{url} became shorter while it was fetched: run the same command again")

@@ -18,10 +18,14 @@ import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
 from vivit.pipeline.errors import CacheError
+from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url
 
 Index = npt.NDArray[np.uint64]
 """Offset and size in bytes of each chunk of a shard [row, 2]."""
+
+_Piece = tuple[int, int, npt.NDArray[np.int64], npt.NDArray[np.float16]]
+"""Block, view, rows in the block, and where they go [row, time, dim]."""
 
 _READ_THREADS = 4
 _PARALLEL_FROM_BYTES = 8 << 20
@@ -55,9 +59,6 @@ def shard_reader(array: Location, *, block_size: int, codec: str) -> "ShardReade
 class ShardReader(ABC):
     """Reads one array whose shards hold `block_size` rows of one view, one chunk per row. Thread-safe."""
 
-    _threads = _READ_THREADS
-    _parallel_from_bytes = _PARALLEL_FROM_BYTES
-
     def __init__(self, *, block_size: int, codec: str) -> None:
         """`codec`: none or zstd."""
         self._block_size, self._codec = block_size, codec
@@ -77,12 +78,11 @@ class ShardReader(ABC):
             for at, view in enumerate(views)
             for start, stop in itertools.pairwise(edges)
         ]
-        if out.nbytes < self._parallel_from_bytes or len(pieces) < 2:
-            for piece in pieces:
-                self._read_shard(*piece)
-            return
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(lambda piece: self._read_shard(*piece), pieces))
+        self._read_pieces(pieces, out.nbytes)
+
+    @abstractmethod
+    def _read_pieces(self, pieces: Sequence[_Piece], size_bytes: int) -> None:
+        """`_read_shard` for each piece; all together are so many bytes."""
 
     @abstractmethod
     def _read_shard(
@@ -99,6 +99,14 @@ class FileShardReader(ShardReader):
         super().__init__(block_size=block_size, codec=codec)
         # joining text is several times faster than joining Paths, for each row read
         self._chunks = str(array / "c")
+
+    def _read_pieces(self, pieces: Sequence[_Piece], size_bytes: int) -> None:
+        if size_bytes < _PARALLEL_FROM_BYTES:
+            for piece in pieces:
+                self._read_shard(*piece)
+            return
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            list(pool.map(lambda piece: self._read_shard(*piece), pieces))
 
     def _read_shard(
         self, block: int, view: int, rows: npt.NDArray[np.int64], out: npt.NDArray[np.float16]
@@ -142,13 +150,13 @@ class FileShardReader(ShardReader):
 class ObjectShardReader(ShardReader):
     """Reads objects of a store: many rows of a shard in one request, few by ranges of bytes."""
 
-    _threads = _REQUEST_THREADS
-    _parallel_from_bytes = 0
-
     def __init__(self, array: Url, *, block_size: int, codec: str) -> None:
         """`array`: URL of the Zarr array."""
         super().__init__(block_size=block_size, codec=codec)
         self._chunks = array / "c"
+
+    def _read_pieces(self, pieces: Sequence[_Piece], size_bytes: int) -> None:
+        in_parallel(lambda piece: self._read_shard(*piece), pieces, _REQUEST_THREADS)
 
     def _read_shard(
         self, block: int, view: int, rows: npt.NDArray[np.int64], out: npt.NDArray[np.float16]

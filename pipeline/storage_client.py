@@ -29,6 +29,7 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, MemoryStore, ObjectStore, S3Store
 
 from vivit.pipeline.errors import ConfigError, StorageError
+from vivit.pipeline.parallel import interruptible, wait_or_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ def ask(
     while True:
         tries += 1
         try:
-            answer = request(_client(scheme, bucket, _patience(size)))
+            client = _client(scheme, bucket, _patience(size))
+            answer = interruptible(lambda: request(client))  # noqa: B023 (called before the next round)
         except _ANSWERS:
             raise
         except (BaseError, FileNotFoundError, ValueError) as error:
@@ -101,7 +103,8 @@ def ask(
         else:
             _reached.add((scheme, bucket))
             return answer
-        time.sleep(wait)
+        if wait_or_stopped(wait):
+            raise _explained(failure, scheme, bucket, what, verb, tries)
 
 
 def stall_timeout_sec() -> float:

@@ -195,13 +195,32 @@ def test_two_parts_at_once_and_ray_workers_write_what_one_process_writes_to_a_fo
 
 
 def test_the_commands_take_urls(
-    bucket: Url, video_folder: Path, local: Path, vivit: Callable[..., tuple[int, str]], secrets: list[str]
+    bucket: Url,
+    video_folder: Path,
+    local: Path,
+    vivit: Callable[..., tuple[int, str]],
+    secrets: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    weights = bucket / "weights/tiny.safetensors"
+    random = load_backbone("vit_ti16", weights="random", crop_size=32)
+    weights.write_bytes(safetensors.torch.save(random.model.state_dict()))
     manifest = bucket / "clips.parquet"
     read_dataset("folder", video_folder)[0].write(manifest)
     cache = bucket / "toy.zarr"
     code, printed = vivit(
-        "extract", "--manifest", manifest, "--data-root", video_folder, "--cache", cache, *OPTIONS
+        "extract",
+        "--manifest",
+        manifest,
+        "--data-root",
+        video_folder,
+        "--cache",
+        cache,
+        *OPTIONS,
+        "--weights",
+        weights,
     )
     assert (code, f"{cache}: 11 clips" in printed) == (0, True), printed
     ours, theirs = FeatureCache.open(cache), FeatureCache.open(local)
@@ -213,7 +232,11 @@ def test_the_commands_take_urls(
     assert code == 0, more
     code, rest = vivit("evaluate", "--run", "x", "--device", "cpu")
     assert (code, f"cache of the run: {cache}" in rest) == (0, True), rest
-    assert not any(secret in printed + more + rest for secret in secrets)
+    video = next(video_folder.rglob("*.mp4"))
+    code, last = vivit("predict", video, "--run", "x", "--device", "cpu")
+    assert (code, "probability" in last) == (0, True), last
+    assert FeatureCache.open(cache).made_with["weights_file"] == str(weights)
+    assert not any(secret in printed + more + rest + last for secret in secrets)
 
 
 @pytest.mark.parametrize(

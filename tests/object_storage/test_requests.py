@@ -1,6 +1,9 @@
 """Requests to a store that works, that fails for a while, and that will never answer."""
 
+import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -180,3 +183,26 @@ def test_a_gs_url_without_credentials_is_one_clear_error(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(ConfigError, match=r"gs://bucket.*GOOGLE_APPLICATION_CREDENTIALS"):
         location("gs://bucket/x").read_bytes()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("many", [False, True])
+def test_ctrl_c_does_not_wait_for_a_store_that_stalls(
+    proxy: FaultyProxy, bucket: Url, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    monkeypatch.setenv("VIVIT_STORAGE_TIMEOUT", "20")
+    code = (
+        "import sys; from vivit.pipeline.parallel import in_parallel; from vivit.pipeline.storage import location\n"
+        "ask = location(sys.argv[1]).read_bytes\n"
+        f"in_parallel(lambda _: ask(), range(5), 3) if {many} else ask()"
+    )
+    proxy.kinds, proxy.rate = ["stall"], 1.0
+    process = subprocess.Popen([sys.executable, "-c", code, f"{bucket}/x"], stderr=subprocess.DEVNULL)
+    while not proxy.faults.total():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.1)  # until it waits for the answer
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == -signal.SIGINT
+    assert time.monotonic() - started < 5
