@@ -34,6 +34,7 @@ SMALL = {
         "--device",
         "cpu",
     ],
+    "bench_ray.py": ["--parts", "decode", "--decode-clips", "2", "--videos", "1", "--rounds", "1"],
     "bench_step.py": [
         "--backbone",
         "test_vit",
