@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vivit.pipeline.datasets import read_dataset
-from vivit.pipeline.errors import CacheError, DataError, StaleCacheError
+from vivit.pipeline.errors import CacheError, DataError, StaleCacheError, StorageError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.video import read_frames
@@ -293,6 +293,7 @@ def one_clip_blocks(video_folder: Path, manifest: Manifest, tmp_path_factory: py
     return cache
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_drops_the_block_in_work_and_the_same_command_goes_on(
     video_folder: Path, one_clip_blocks: Path, tmp_path: Path, number: signal.Signals
@@ -351,6 +352,7 @@ while kills < kills_wanted:
 """
 
 
+@pytest.mark.faults
 def test_sigkill_at_random_moments_loses_at_most_the_block_in_work(
     video_folder: Path, manifest: Manifest, one_clip_blocks: Path, tmp_path: Path
 ) -> None:
@@ -367,6 +369,7 @@ def test_sigkill_at_random_moments_loses_at_most_the_block_in_work(
     assert FeatureCache.open(cache).missing() == ""
 
 
+@pytest.mark.faults
 def test_two_runs_at_once_on_one_cache_are_refused(
     video_folder: Path, manifest: Manifest, finished: Path
 ) -> None:
@@ -375,6 +378,33 @@ def test_two_runs_at_once_on_one_cache_are_refused(
         pytest.raises(CacheError, match="being written by another process"),
     ):
         extract(config_for(video_folder, finished), manifest)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs Linux and root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.faults
+def test_a_disk_that_fills_up_costs_nothing_written_and_the_same_command_goes_on(
+    video_folder: Path, manifest: Manifest, one_clip_blocks: Path, small_disk: Path
+) -> None:
+    config = config_for(video_folder, small_disk / "c.zarr", block_size=1)
+    with pytest.raises(StorageError, match=r"the disk is full at .*run the same command again"):
+        extract(config, manifest)
+    done = len(list(config.cache.glob("ledger/*/*.json")))
+    assert 0 < done < len(manifest)
+    subprocess.run(["mount", "-o", "remount,size=8M", str(small_disk)], check=True)
+    summary = extract(config, manifest)
+    assert summary.blocks_kept >= done - 1
+    assert files_of(config.cache) == files_of(one_clip_blocks)
 
 
 PART = """
@@ -393,6 +423,7 @@ print(summary.blocks_done, bool(summary.missing))
 """
 
 
+@pytest.mark.faults
 def test_parts_at_the_same_time_write_what_one_process_writes(
     video_folder: Path, one_clip_blocks: Path, tmp_path: Path
 ) -> None:
