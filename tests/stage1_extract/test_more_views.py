@@ -277,6 +277,19 @@ def test_a_retry_fills_old_and_new_views(
     assert FeatureCache.open(cache).usable_views("train").tolist() == [4] * 7
 
 
+def test_a_retry_and_new_views_in_one_run(
+    video_folder: Path, manifest: Manifest, at_once: Path, tmp_path: Path
+) -> None:
+    root, cache = tmp_path / "videos", tmp_path / "c.zarr"
+    shutil.copytree(video_folder, root)
+    gone = manifest.of_split("train")[1]
+    (root / gone.video).unlink()
+    extract(config_for(root, cache), manifest)
+    (root / gone.video).symlink_to(video_folder / gone.video)
+    appended(root, cache, manifest, retry_failed=True)
+    assert files_of(cache) == files_of(at_once)
+
+
 def test_damage_in_appended_views_is_repaired_alone(
     video_folder: Path, manifest: Manifest, at_once: Path, cache: Path
 ) -> None:
