@@ -205,7 +205,8 @@ class Tally:
 
     def _caption(self) -> str:
         failures = ", ".join(f"{count} {outcome}" for outcome, count in self.failures.most_common())
-        return "\n".join(filter(None, (self.advice, failures and f"clips not complete: {failures}")))
+        rates = f"{self.crops / self.elapsed:.1f} crops/s" + (f", {self.advice}" if self.advice else "")
+        return rates + (f"\nclips not complete: {failures}" if failures else "")
 
     def __str__(self) -> str:
         limit, share = self.seconds.limit
