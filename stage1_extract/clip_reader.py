@@ -239,6 +239,8 @@ class _Job:
     clips: Sequence[Clip]
     done: queue.Queue[ClipCrops | BaseException]
     watch: Watch
+    thread: threading.Thread | None = None
+    """The one that decodes it, from its beginning on."""
 
 
 class CropStream:
@@ -307,6 +309,7 @@ class CropStream:
 
     def _work(self, job: _Job) -> None:
         """Decode one job into its queue."""
+        job.thread = threading.current_thread()
         job.watch.alive_at = time.monotonic()
         try:
             count = 0
@@ -348,7 +351,9 @@ class CropStream:
                 if job.watch.silent_sec < self._hang_sec:
                     continue
             job.watch.set()
-            self._threads.append(_started(self._serve))
+            if job.thread in self._threads:
+                self._threads.remove(job.thread)
+                self._threads.append(_started(self._serve))
             return None
 
     def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:

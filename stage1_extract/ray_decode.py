@@ -32,8 +32,8 @@ from vivit.stage1_extract.clip_reader import (
 
 logger = logging.getLogger(__name__)
 
-CRASHES_BEFORE_SINGLE = 2
-"""Processes that a job may take with it before its clips are read one by one, and that a single clip may."""
+CRASHES_OF_SEVERAL, CRASHES_OF_ONE = 2, 3
+"""Processes that a job takes with it before its clips are read one by one, and a single clip before it has crashed."""
 LOSSES = 5
 """Times that a job is begun again because a node, its memory or its results were lost."""
 _BEAT_SEC = 1.0
@@ -150,7 +150,7 @@ class RayCropStream:
                 raise error.cause from None
             except errors.WorkerCrashedError as error:
                 job.crashes += 1
-                if job.crashes >= CRASHES_BEFORE_SINGLE:
+                if job.crashes >= (CRASHES_OF_SEVERAL if len(job.clips) > 1 else CRASHES_OF_ONE):
                     yield from self._one_by_one(job, error)
                     return
                 logger.warning("a process that decoded %s died: it is read again", job.clips[0].video)

@@ -168,6 +168,7 @@ def decode_processes() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.usefixtures("session")
 def test_decode_processes_make_the_same_bytes_also_when_some_are_killed(
@@ -177,12 +178,12 @@ def test_decode_processes_make_the_same_bytes_also_when_some_are_killed(
     is_over = threading.Event()
 
     def kill() -> None:
-        """Some, with a pause in between, so that no clip meets it twice."""
-        while len(killed) < 3 and not is_over.is_set():
+        """Fewer than the deaths that are held against a clip."""
+        while len(killed) < 2 and not is_over.is_set():
             for process in set(decode_processes()) - set(killed):
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
-                is_over.wait(1.0)
+                is_over.wait(0.5)
 
     killer = threading.Thread(target=kill)
     killer.start()
