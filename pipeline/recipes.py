@@ -34,20 +34,21 @@ class Recipe:
                     values.pop(other, None)
         return values | dict(given)
 
-    def summary(self, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-        """`recipe ssv2 (source); overridden: stride 1 -> 2`, and its notes on lines of their own."""
-        changed = overridden(defaults, given)
-        lines = [f"recipe {self.name} ({self.source})" + (f"; overridden: {changed}" if changed else "")]
-        return "\n  ".join([*lines, *self.notes])
+    def summary(self, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+        """`recipe ssv2 (source); overridden: stride 1 -> 2`, and the notes on lines of their own."""
+        return "\n  ".join(
+            [with_overrides(f"recipe {self.name} ({self.source})", defaults, chosen), *self.notes]
+        )
 
 
-def overridden(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """`stride 1 -> 2, epochs 30 -> 10`: what is given and not the default."""
-    return ", ".join(
-        f"{name} {defaults.get(name)} -> {value}"
-        for name, value in given.items()
-        if value != defaults.get(name)
-    )
+def with_overrides(text: str, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """The text, and `; overridden: stride 1 -> 2, epochs 30 -> 10` for what was chosen in the place of defaults."""
+    changed = [
+        f"{name} {default} -> {chosen[name]}"
+        for name, default in defaults.items()
+        if name in chosen and chosen[name] != default
+    ]
+    return text + ("; overridden: " + ", ".join(changed) if changed else "")
 
 
 STAGE_2_SOURCE = (
@@ -57,7 +58,9 @@ STAGE_2_SOURCE = (
 """Where the defaults of `train-temporal` come from."""
 
 _SCENIC = "google-research/scenic, projects/vivit"
-_GENERIC = Recipe(name="generic", source=f"views of ViViT's Kinetics configuration, {_SCENIC}; no augmentation")
+_GENERIC = Recipe(
+    name="generic", source=f"views of ViViT's Kinetics configuration, {_SCENIC}; no augmentation"
+)
 
 _SGD = {
     "optimizer": "sgd", "weight_decay": 0.0, "clip_grad": 1.0, "batch_size": 64, "epochs": 30, "warmup_epochs": 2.5,
@@ -120,5 +123,5 @@ RECIPES = {
 
 
 def recipe_of(dataset: str) -> Recipe:
-    """The recipe of a data set; the generic one where it has none of its own."""
-    return RECIPES.get(dataset, _GENERIC)
+    """The recipe of a data set, or of a variant `<data set>:<variant>`; the generic one where it has none of its own."""
+    return RECIPES.get(dataset.partition(":")[0], _GENERIC)
