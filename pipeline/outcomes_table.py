@@ -14,7 +14,7 @@ OUTCOMES = "outcomes.parquet"
 
 def outcomes_table(cache: FeatureCache) -> pa.Table:
     """One row per clip, in the order of the manifest: split, row in the split, clip_id, video, start_sec, end_sec, outcome
-    (null where its block is not committed), usable, message, num_frames."""
+    (null where its block is not committed), usable, usable_views, message, num_frames."""
     rows = [
         {
             "split": split,
@@ -25,12 +25,18 @@ def outcomes_table(cache: FeatureCache) -> pa.Table:
             "end_sec": clip.end_sec,
             "outcome": None if record is None else record.outcome,
             "usable": None if record is None else record.usable,
+            "usable_views": None if record is None else views,
             "message": None if record is None else record.message,
             "num_frames": None if record is None else record.num_frames,
         }
         for split in cache.splits
-        for row, (clip, record) in enumerate(
-            zip(cache.manifest.of_split(split), cache.records(split), strict=True)
+        for row, (clip, record, views) in enumerate(
+            zip(
+                cache.manifest.of_split(split),
+                cache.records(split),
+                cache.usable_views(split).tolist(),
+                strict=True,
+            )
         )
     ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
@@ -56,6 +62,7 @@ _SCHEMA = pa.schema(
         ("end_sec", pa.float64()),
         ("outcome", pa.string()),
         ("usable", pa.bool_()),
+        ("usable_views", pa.int64()),
         ("message", pa.string()),
         ("num_frames", pa.int64()),
     ]

@@ -74,7 +74,7 @@ class Progress:
     """Count `total` units of work; use as a context manager.
 
     `unit` names what is counted, in the plural (`clips`). `advance` takes an optional status that is shown behind
-    the rate, for example what limits the run. `details` gives what a terminal shows below the bar.
+    the rate, for example what limits the run. `details` gives what a terminal shows below the bar instead of it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Progress:
                 MofNCompleteColumn(),
                 _RateColumn(self._unit),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}" if self._details is None else ""),
                 console=self._console,
                 details=self._details,
             )

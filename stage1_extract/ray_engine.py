@@ -387,9 +387,10 @@ class RayWorkers:
     def _raised(self, call: _Call, error: BaseException) -> None:
         """An error in a worker that lives: of ours, it is the user's to solve; of its start, the worker is given up."""
         if call.kind == "pulse":
+            call.slot.is_asked = False
             return
         is_start = call.kind in ("load", "open")
-        if isinstance(error, StorageError) or (is_start and isinstance(error, VivitError)):
+        if is_start and isinstance(error, VivitError):
             raise error
         cause = f"{type(error).__name__}: {_first_line(error)}"
         if call.kind == "preflight":
@@ -401,6 +402,8 @@ class RayWorkers:
             self._replace(call.slot, cause)
             return
         call.task.errors += 1
+        if isinstance(error, StorageError) and call.task.errors >= ATTEMPTS:
+            raise error  # the others would meet it too
         self._again(call.task, cause)
 
     def _died(self, call: _Call, cause: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from vivit.pipeline.errors import DataError
@@ -164,7 +165,7 @@ class Tally:
         """Show what happens to `total` clips, as long as the `with` block lasts."""
         self._total = total
         is_shown = not self.log.takes_stderr
-        with Progress("extract", total, "clips", details=self.table, is_shown=is_shown) as self._progress:
+        with Progress("extract", total, "clips", details=self.board, is_shown=is_shown) as self._progress:
             try:
                 yield
             finally:
@@ -188,10 +189,10 @@ class Tally:
             workers=[worker.summary() for worker in self.workers.values()],
         )  # fmt: skip
 
-    def table(self) -> Table:
-        """One row per worker: what it did, how fast, and where its time goes."""
+    def board(self) -> Group:
+        """One row per worker: what it did, how fast, and where its time goes; below, all of them together."""
         columns = ("worker", "state", "blocks", "clips", "clips/s", "crops/s", "decode", "encode", "write")
-        table = Table(*columns, box=None, caption=self._caption(), caption_justify="left")
+        table = Table(*columns, box=None)
         for column in table.columns[2:]:
             column.justify = "right"
         for worker in self.workers.values():
@@ -201,11 +202,12 @@ class Tally:
                 row["worker"], row["state"], str(row["blocks"]), str(row["clips"]),
                 f"{row['clips_per_sec']:.2f}", f"{row['crops_per_sec']:.1f}", *shares,
             )  # fmt: skip
-        return table
+        return Group(table, self._caption())
 
     def _caption(self) -> str:
         failures = ", ".join(f"{count} {outcome}" for outcome, count in self.failures.most_common())
-        return "\n".join(filter(None, (self.advice, failures and f"clips not complete: {failures}")))
+        rates = f"{self.crops / self.elapsed:.1f} crops/s" + (f", {self.advice}" if self.advice else "")
+        return rates + (f"\nclips not complete: {failures}" if failures else "")
 
     def __str__(self) -> str:
         limit, share = self.seconds.limit
