@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.recipes import Recipe
     from vivit.pipeline.storage import Location
+    from vivit.pipeline.views import ViewSpec
     from vivit.stage1_extract.extract import ExtractSummary
     from vivit.stage1_extract.pack import PackSummary
     from vivit.stage1_extract.verify import VerifyReport
@@ -88,10 +90,24 @@ CropSize = Annotated[
     int | None,
     typer.Option(help="Side of a crop, in pixels. [dim]Default: 224.[/]", rich_help_panel=_VIEWS),
 ]
+ScaleMin = Annotated[
+    float | None,
+    typer.Option(
+        help="Smallest random scale of a training view. [dim]Default: 0.9.[/]", rich_help_panel=_VIEWS
+    ),
+]
 ScaleMax = Annotated[
     float | None,
     typer.Option(
         help="Largest random scale of a training view. [dim]Default: 1.33.[/]", rich_help_panel=_VIEWS
+    ),
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        help="Change of a training view's pixels: none, reference-colour, reference-randaugment or randaugment "
+        "(torchvision's); layers and magnitude as in randaugment-n2-m9. [dim]Default: none.[/]",
+        rich_help_panel=_VIEWS,
     ),
 ]
 Flip = Annotated[
@@ -448,8 +464,10 @@ def pretrain(
     fps: Fps = None,
     resize: Resize = None,
     crop_size: CropSize = None,
+    scale_min: ScaleMin = None,
     scale_max: ScaleMax = None,
     flip: Flip = None,
+    augment: Augment = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     accumulate: Accumulate = None,
@@ -482,13 +500,15 @@ def pretrain(
     """Train a whole video model end to end on few frames: the warm-up that both stages start from, and baselines.
 
     The run serves as --backbone of `extract`, as --init of `train-temporal`, and with `evaluate` and `predict`. The same
-    command again goes on after an interruption.
+    command again goes on after an interruption. A benchmark has defaults of its own, its recipe (docs/recipes.md), which
+    is printed; --help shows those of other data sets.
     """
     from dataclasses import replace
 
     from vivit.end_to_end.config import PretrainConfig, warm_up_views
     from vivit.end_to_end.pretrain import default_run_name
     from vivit.end_to_end.pretrain import pretrain as run_pretrain
+    from vivit.pipeline.recipes import recipe_of
     from vivit.pipeline.workspace import Workspace, file_name
 
     if os.environ.get("RANK", "0") != "0":
@@ -497,12 +517,21 @@ def pretrain(
     clips, root = _clips(dataset, manifest, data_root, annotations, workspace)
     backbone = _run_or(backbone or PretrainConfig.backbone, workspace)
     init = None if init is None else _run_or(init, workspace)
+    recipe = recipe_of(clips.dataset)
+    own_views = _views(recipe, backbone)
     views = replace(
-        warm_up_views(_views(clips.dataset, backbone), num_frames),
+        warm_up_views(own_views, num_frames),
         **_given(
-            num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size, scale_max=scale_max,
-            flip=flip,
+            num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size, scale_min=scale_min,
+            scale_max=scale_max, flip=flip, augment=augment,
         ),
+    )  # fmt: skip
+    learning = recipe.training_with(
+        _given(
+            drop_path=drop_path, epochs=epochs, batch_size=batch_size, optimizer=optimizer, learning_rate=learning_rate,
+            weight_decay=weight_decay, warmup_epochs=warmup_epochs, label_smoothing=label_smoothing, mixup=mixup,
+            clip_grad=clip_grad,
+        )
     )  # fmt: skip
     config = PretrainConfig(
         manifest=_manifest_of(clips, manifest, workspace),
@@ -513,16 +542,16 @@ def pretrain(
         **_given(
             model=model, backbone=backbone, weights=weights, tubelet=tubelet, inflation=inflation, order=order, init=init,
             freeze=freeze, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, adapter=adapter, adapter_width=adapter_width,
-            drop_path=drop_path, epochs=epochs, batch_size=batch_size, accumulate=accumulate, optimizer=optimizer,
-            learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs,
-            label_smoothing=label_smoothing, mixup=mixup, clip_grad=clip_grad, ema=ema,
-            validate_every=validate_every, seed=seed, decode_threads=decode_threads, device=device,
-            precision=precision,
+            accumulate=accumulate, ema=ema, validate_every=validate_every, seed=seed, decode_threads=decode_threads,
+            device=device, precision=precision,
         ),
+        **learning,
     )  # fmt: skip
     name = run or default_run_name(config, file_name(clips.dataset))
     config = replace(config, run=_below(workspace.runs, name, ""))
-    _print_settings("pretrain", vars(config) | {"warmup_epochs": config.resolved_warmup_epochs})
+    chosen = vars(config) | {"warmup_epochs": config.resolved_warmup_epochs}
+    print(recipe.summary(vars(warm_up_views(own_views)) | recipe.training, chosen | vars(views)))
+    _print_settings("pretrain", chosen)
     result = run_pretrain(config)
     print(
         f"trained {result.trained_parameters:,} parameters on {result.num_clips} clips; "
@@ -634,8 +663,10 @@ def extract(
     fps: Fps = None,
     resize: Resize = None,
     crop_size: CropSize = None,
+    scale_min: ScaleMin = None,
     scale_max: ScaleMax = None,
     flip: Flip = None,
+    augment: Augment = None,
     train_views: Annotated[
         int | None,
         typer.Option(help="Random views per training clip. [dim]Default: 1.[/]", rich_help_panel=_VIEWS),
@@ -749,10 +780,13 @@ def extract(
 ) -> None:
     """Stage 1: every view of every clip through the frozen encoder, once, into a feature cache.
 
-    The same command again goes on after an interruption, and ends with the same bytes. Defaults of views are those of
-    Kinetics; ek100 has stride 1 and 4 x 1 test views.
+    The same command again goes on after an interruption, and ends with the same bytes. A benchmark has defaults of its own
+    for views and augmentation, its recipe (docs/recipes.md), which is printed; --help shows those of other data sets.
     """
+    from dataclasses import replace
+
     from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.recipes import recipe_of
     from vivit.pipeline.workspace import Workspace, file_name
     from vivit.stage1_extract.config import ExtractConfig, describe
     from vivit.stage1_extract.extract import extract_all
@@ -764,12 +798,19 @@ def extract(
         raise ConfigError(
             "--cache and a --weights file belong to one --backbone: leave them out, or give one"
         )
+    recipe = recipe_of(clips.dataset)
     configs = []
     for name in backbones:
-        spec = _views(
-            clips.dataset, name, num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size,
-            scale_max=scale_max, flip=flip, train_views=train_views, test_clips=test_clips, test_crops=test_crops,
+        default_views = _views(recipe, name)
+        spec = replace(
+            default_views,
+            **_given(
+                num_frames=num_frames, stride=stride, fps=fps, resize=resize, crop_size=crop_size, scale_min=scale_min,
+                scale_max=scale_max, flip=flip, augment=augment, train_views=train_views, test_clips=test_clips,
+                test_crops=test_crops,
+            ),
         )  # fmt: skip
+        print(recipe.summary(vars(default_views), vars(spec)))
         named = cache or f"{file_name(clips.dataset)}-{file_name(name)}"
         config = ExtractConfig(
             cache=_cache_at(named, workspace),
@@ -951,6 +992,9 @@ def train_temporal(
 
     Without --cache the newest one is taken. The same command again goes on after an interruption.
     """
+    from dataclasses import fields
+
+    from vivit.pipeline.recipes import STAGE_2_SOURCE, with_overrides
     from vivit.pipeline.workspace import Workspace
     from vivit.stage2_temporal.config import TrainConfig
     from vivit.stage2_temporal.run_folder import default_run_name
@@ -969,6 +1013,8 @@ def train_temporal(
     )  # fmt: skip
     name = run or default_run_name(TrainConfig(cache=path, run=workspace.runs, **given))
     config = TrainConfig(cache=path, run=_below(workspace.runs, name, ""), **given)
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    print(with_overrides(f"recipe of stage 2 ({STAGE_2_SOURCE})", defaults, given))
     _print_settings("train-temporal", vars(config) | {"warmup_epochs": config.resolved_warmup_epochs})
     result = train(config)
     print(
@@ -1054,11 +1100,14 @@ def evaluate(
             if has_videos
             else _clips_of_run(path, data_root)
         )
+        recipe = recipe_of(clips.dataset)
+        given = _given(stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops)
+        print(f"views of a model that has none of its own: {recipe.summary(vars(recipe.views), given)}")
         on_videos = VideoEvaluateConfig(
             run=path,
             data_root=root,
-            default_views=recipe_of(clips.dataset).views,
-            views=_given(stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops),
+            default_views=recipe.views,
+            views=given,
             **_given(split=split, average=average, backbone=backbone, batch_size=batch_size, device=device, precision=precision),
         )  # fmt: skip
         _print_settings("evaluate", vars(on_videos))
@@ -1181,22 +1230,19 @@ def _clips_of_run(run: Path, data_root: str | None) -> "tuple[Manifest, Location
     return Manifest.read(path), location(data_root or about["data_root"])
 
 
-def _views(dataset: str, backbone: str, **given: Any) -> Any:
-    """The data set's views, with those that a model file was trained on, and those given, in their place."""
+def _views(recipe: "Recipe", backbone: str) -> "ViewSpec":
+    """The recipe's views, with those that a model file was trained on in their place."""
     from dataclasses import replace
 
     from vivit.pipeline.backbones import is_model_file
     from vivit.pipeline.checkpoint import views_for_spatial
     from vivit.pipeline.local_copy import local_file
-    from vivit.pipeline.recipes import recipe_of
 
-    recipe = recipe_of(dataset)
-    print(f"defaults of views: {recipe.source}")
-    own = {}
-    if is_model_file(backbone):
-        own = views_for_spatial(local_file(backbone))
-        print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
-    return replace(recipe.views, **(own | _given(**given)))
+    if not is_model_file(backbone):
+        return recipe.views
+    own = views_for_spatial(local_file(backbone))
+    print(f"crops as in {backbone}: " + ", ".join(f"{name} {value}" for name, value in own.items()))
+    return replace(recipe.views, **own)
 
 
 def _run_or(name: str, workspace: Any) -> str:

@@ -1,4 +1,5 @@
-"""Training batches straight from videos: decoded ahead in threads, uint8 to the device, normalised and mixed there."""
+"""Training batches straight from videos: decoded ahead in threads, uint8 to the device, augmented, normalised and
+mixed there."""
 
 import logging
 from collections import Counter
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vivit.pipeline.manifest import UNKNOWN, Clip
 from vivit.pipeline.storage import Location
+from vivit.stage1_extract.augment import Augmenter
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream
 from vivit.stage1_extract.encoder import Normalise
 from vivit.stage2_temporal.loader import Rows, epoch_order, read_ahead
@@ -64,6 +66,7 @@ class VideoBatches:
         self._labels, self._data_root = labels, data_root
         self._settings = replace(settings, views=replace(settings.views, train_views=1))
         self._batch_size, self._normalise, self._device = batch_size, normalise, device
+        self._augmenter = Augmenter.of(settings.views, seed=settings.seed, device=device)
         self._threads, self._budget_bytes = threads, budget_bytes
         self.outcomes: Counter[str] = Counter()
         """What became of the clips that were read by this process, epoch after epoch."""
@@ -92,14 +95,14 @@ class VideoBatches:
         )
         with stream:
             crops = stream.read([self._clips[row] for row in batch] for batch in batches)
-            yield from read_ahead(lambda batch: self._batch(batch, crops), batches, depth=1)
+            yield from read_ahead(lambda batch: self._batch(batch, crops, epoch), batches, depth=1)
 
     @property
     def _clip_bytes(self) -> int:
         views = self._settings.views
         return views.num_frames * views.crop_size**2 * 3
 
-    def _batch(self, rows: Rows, crops: Iterator[ClipCrops]) -> VideoBatch:
+    def _batch(self, rows: Rows, crops: Iterator[ClipCrops], view: int) -> VideoBatch:
         views = self._settings.views
         shape = (len(rows), views.num_frames, views.crop_size, views.crop_size, 3)
         if self._device.type == "cuda" and self._device.index is not None:
@@ -113,12 +116,17 @@ class VideoBatches:
                 counts[place] = False
             else:
                 pixels[place] = torch.from_numpy(item.crops[0])
+        on_device = pixels.to(self._device, non_blocking=True)
+        if self._augmenter is not None:
+            for place in np.flatnonzero(counts).tolist():
+                clip_id = self._clips[rows[place]].clip_id
+                on_device[place] = self._augmenter.view(on_device[place], clip_id=clip_id, number=view)
         labels = {
             head: torch.from_numpy(np.where(counts, values[rows], UNKNOWN).astype(np.int64))
             for head, values in self._labels.items()
         }
         return VideoBatch(
-            pixels.to(self._device, non_blocking=True),
+            on_device,
             {head: values.to(self._device) for head, values in labels.items()},
             self._normalise,
         )

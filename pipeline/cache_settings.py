@@ -108,6 +108,8 @@ class CacheSettings:
     def differences(self, other: "CacheSettings") -> list[str]:
         """`views.num_frames: 32 here, 16 there`, one entry for each value that decides bytes and differs."""
         here, there = flattened(self.to_dict()), flattened(other.to_dict())
+        # `to_dict` leaves out that there is none
+        here["views.augment"], there["views.augment"] = self.views.augment, other.views.augment
         compared = [key for key in here if key not in _NOT_COMPARED]
         return [
             f"{key}: {here[key]} here, {there.get(key)} there"

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from vivit.pipeline.augmentation import NONE
 from vivit.pipeline.errors import CheckpointError, ConfigError
 from vivit.pipeline.tensor_file import read_about, read_tensors, write_tensors
 
@@ -162,7 +163,8 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def views_for_spatial(path: Path) -> dict[str, Any]:
-    """Fields of ViewSpec that follow from a model file: its crop size, and how its training cut and mirrored crops."""
+    """Fields of ViewSpec that follow from a model file: its crop size, and how its training cut, mirrored and changed
+    crops."""
     about = read_about(model_file(path))
     if about.get("format") != FORMAT:
         raise CheckpointError(
@@ -171,6 +173,8 @@ def views_for_spatial(path: Path) -> dict[str, Any]:
     size = SpatialConfig.from_dict(about["spatial"]).crop_size
     trained: Mapping[str, Any] = about["views"]
     known = {name: trained[name] for name in ("scale_min", "scale_max", "flip", "fps") if name in trained}
+    if trained:
+        known["augment"] = trained.get("augment", NONE)
     return {"crop_size": size, "resize": trained.get("resize", resize_for(size))} | known
 
 

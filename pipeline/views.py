@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vivit.pipeline.augmentation import NONE, Augmentation
 from vivit.pipeline.errors import ConfigError
 
 Times = npt.NDArray[np.float64]
@@ -41,6 +42,8 @@ class ViewSpec:
     """Largest such factor."""
     flip: float = 0.5
     """Probability that a training view is mirrored."""
+    augment: str = NONE
+    """What is done to the pixels of a training view (`Augmentation`, by its name)."""
     train_views: int = 1
     """Random views per clip of the training split."""
     test_clips: int = 4
@@ -68,9 +71,15 @@ class ViewSpec:
                 f"use a scale_min of at least {math.ceil(1000 * self.crop_size / self.resize) / 1000}"
             )
 
+        object.__setattr__(self, "augment", str(Augmentation.parse(self.augment)))  # as the name in full
+
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON values; `from_dict` gives an equal one back."""
-        return asdict(self)
+        """The spec as JSON values; `from_dict` gives an equal one back.
+
+        `augment` stands in it only where there is any: specs from before it existed keep their digests.
+        """
+        values = asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("augment", NONE)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -123,16 +132,10 @@ class View(Protocol):
 
 
 class TrainView:
-    """Training view number `view` of a clip: random start, scale, place and mirroring.
-
-    The draw depends on (seed, clip_id, view) only: not on the worker, the order or what was drawn before. Raw Philox
-    words are used because NumPy promises that they never change, which it does not for its distributions.
-    """
+    """Training view number `view` of a clip: random start, scale, place and mirroring."""
 
     def __init__(self, spec: ViewSpec, *, seed: int, clip_id: str, view: int) -> None:
-        clip = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big")
-        words = np.random.Philox(np.random.SeedSequence([seed, clip, view])).random_raw(6)
-        draws = ((words >> np.uint64(11)) * 2.0**-53).tolist()
+        draws = view_draws(6, seed=seed, clip_id=clip_id, view=view)
         self._start, self._tall, self._wide, self._top, self._left, self._mirror = draws
         self._spec = spec
 
@@ -183,6 +186,19 @@ class GridView:
         across = math.ceil((min(rows, columns) - size) / 2)
         top, left = (along, across) if rows > columns else (across, along)
         return Box(rows, columns, top, left)
+
+
+def view_draws(count: int, *, seed: int, clip_id: str, view: int, stream: int | None = None) -> list[float]:
+    """Numbers in [0, 1) of a training view, a function of these arguments only: not of the worker, the order or what was
+    drawn before. Each `stream` has others.
+
+    Raw Philox words are used because NumPy promises that they never change, which it does not for its distributions.
+    """
+    clip = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big")
+    entropy = [seed, clip, view] if stream is None else [seed, clip, view, stream]
+    words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count)
+    draws: list[float] = ((words >> np.uint64(11)) * 2.0**-53).tolist()
+    return draws
 
 
 def views_of(spec: ViewSpec, *, split: str, seed: int, clip_id: str, first: int = 0) -> list[View]:

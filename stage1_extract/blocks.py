@@ -19,6 +19,7 @@ from vivit.pipeline.feature_cache import FeatureCache, library_versions
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
+from vivit.stage1_extract.augment import Augmenter
 from vivit.stage1_extract.clip_reader import (
     ClipCrops,
     ClipViews,
@@ -173,6 +174,11 @@ class Target:
     encoder: SpatialEncoder
     cache: FeatureCache
     config: ExtractConfig
+
+    @property
+    def augmenter(self) -> Augmenter | None:
+        """What changes the pixels of training views."""
+        return Augmenter.of(self.config.views, seed=self.config.seed, device=self.encoder.device)
 
     @property
     def train_views(self) -> list[range]:
@@ -356,15 +362,25 @@ def _to_float16(features: npt.NDArray[np.float32], records: list[ClipRecord]) ->
     return halves
 
 
-def encode_clip(encoder: SpatialEncoder, split: str, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
+def encode_clip(
+    encoder: SpatialEncoder,
+    split: str,
+    crops: npt.NDArray[np.uint8],
+    *,
+    augmenter: Augmenter | None = None,
+    clip_id: str = "",
+    first_view: int = 0,
+) -> torch.Tensor:
     """Vectors [view, time, dim] of the crops [view, frame, height, width, channel] of one clip.
 
+    Training views, numbered from `first_view`, are augmented; test views never are.
     Training views go through the encoder one at a time: how many of them there are, and which were appended later, then
     changes no bit of any. The grid of the other splits, whose size is fixed, goes through together.
     """
     if split != "train":
         return encoder.encode(crops)
-    return torch.cat([encoder.encode(view[None]) for view in crops])
+    views = crops if augmenter is None else augmenter.clip(crops, clip_id=clip_id, first_view=first_view)
+    return torch.cat([encoder.encode(view[None]) for view in views])
 
 
 class _BlockInWork:
@@ -372,6 +388,7 @@ class _BlockInWork:
 
     def __init__(self, number: int, target: Target, work: Work) -> None:
         self._number, self._target, self._split = number, target, work.split
+        self._first_view, self._augmenter = work.views.start, target.augmenter
         self._shape = work.shape(target.cache)
         self._records: list[ClipRecord] = []
         self._vectors: dict[int, torch.Tensor] = {}
@@ -385,7 +402,10 @@ class _BlockInWork:
             return 0
         crops = item.crops_of[setting]
         with self._encoding.of("encode"):
-            self._vectors[at] = encode_clip(self._target.encoder, self._split, crops)
+            self._vectors[at] = encode_clip(
+                self._target.encoder, self._split, crops,
+                augmenter=self._augmenter, clip_id=item.clip.clip_id, first_view=self._first_view,
+            )  # fmt: skip
         views, frames, *_ = crops.shape
         return int(views * frames)
 

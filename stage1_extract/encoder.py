@@ -61,18 +61,19 @@ class SpatialEncoder:
         self._normalise = Normalise(config.mean, config.std, self.device)
 
     @torch.inference_mode()
-    def encode(self, crops: npt.NDArray[np.uint8]) -> Tensor:
+    def encode(self, crops: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """Vectors [view, time, dim], float32 on the device, of the crops [view, frame, height, width, channel] of one clip.
 
-        Crops are uint8 RGB; each `tubelet` frames make one time step, and an incomplete tubelet at the end is dropped.
+        Crops are uint8 RGB, anywhere; each `tubelet` frames make one time step, and an incomplete tubelet at the end is dropped.
         They go through the model in passes of equal size, at most `batch_size` tubelets, and never together with those
         of another clip: matrix products round differently at different places of a batch, so that otherwise the
         features of a clip would depend, in their last bits, on its neighbours.
         """
         views, frames, height, width, channels = crops.shape
         times = frames // self.backbone.tubelet
-        whole = crops[:, : times * self.backbone.tubelet]
-        tubelets = torch.from_numpy(whole.reshape(views * times, -1, height, width, channels))
+        pixels = crops if isinstance(crops, Tensor) else torch.from_numpy(crops)
+        whole = pixels[:, : times * self.backbone.tubelet]
+        tubelets = whole.reshape(views * times, -1, height, width, channels)
         size = pass_size(len(tubelets), self.backbone.batch_size)
         with autocast(self.device, self.backbone.precision):
             passes = [class_tokens(self.model, self._images(part)) for part in _parts(tubelets, size)]

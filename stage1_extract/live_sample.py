@@ -15,6 +15,7 @@ from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache, library_ver
 from vivit.pipeline.local_copy import local_copy
 from vivit.pipeline.progress import Progress
 from vivit.pipeline.storage import Location, location
+from vivit.stage1_extract.augment import Augmenter
 from vivit.stage1_extract.blocks import encode_clip, machine, torch_threads
 from vivit.stage1_extract.clip_reader import ClipCrops, CropSettings, CropStream, default_decode_threads
 from vivit.stage1_extract.encoder import SpatialEncoder
@@ -146,7 +147,9 @@ def _compare(
         )
         return replace(made, problem=problem)
     with torch_threads(_threads(abouts[0])):
-        now = encode_clip(encoder, split, item.crops[:count]).cpu().numpy().astype(np.float16)
+        augmenter = Augmenter.of(cache.settings.views, seed=cache.settings.seed, device=encoder.device)
+        vectors = encode_clip(encoder, split, item.crops[:count], augmenter=augmenter, clip_id=record.clip_id)
+        now = vectors.cpu().numpy().astype(np.float16)
     stored = cache.read(split, [row], range(count))[0]
     made = replace(
         made,
