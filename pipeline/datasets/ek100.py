@@ -9,14 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vivit.pipeline.datasets.ek100_official import SPLIT_FILES, Subsets
 from vivit.pipeline.errors import DataError
 from vivit.pipeline.manifest import Clip, Manifest
 
-_SPLIT_FILES = {
-    "train": "EPIC_100_train.csv",
-    "validation": "EPIC_100_validation.csv",
-    "test": "EPIC_100_test_timestamps.csv",
-}
 _CLASS_FILES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 _ANNOTATION_FOLDERS = (".", "annotations", "epic-kitchens-100-annotations")
 _VIDEO_FOLDERS = (
@@ -35,12 +31,14 @@ def read_ek100(data_root: Path, annotations: Path | None = None) -> Manifest:
     """Manifest with heads verb (97) and noun (300), for those of train, validation and test whose CSV is there."""
     folder = _annotation_folder(data_root, annotations)
     heads = {head: _classes(folder / name) for head, name in _CLASS_FILES.items()}
-    files = {split: folder / name for split, name in _SPLIT_FILES.items() if (folder / name).is_file()}
+    files = {split: folder / name for split, name in SPLIT_FILES.items() if (folder / name).is_file()}
     if not files:
-        raise DataError(f"{folder} has none of {', '.join(_SPLIT_FILES.values())}")
-    videos = _VideoFinder(data_root)
-    clips = [_clip(row, split, videos) for split, path in files.items() for row in _rows(path, _NEEDED)]
-    used = [*files.values(), *(folder / name for name in _CLASS_FILES.values())]
+        raise DataError(f"{folder} has none of {', '.join(SPLIT_FILES.values())}")
+    videos, subsets = _VideoFinder(data_root), Subsets.read(folder)
+    clips = [
+        _clip(row, split, videos, subsets) for split, path in files.items() for row in _rows(path, _NEEDED)
+    ]
+    used = [*files.values(), *(folder / name for name in _CLASS_FILES.values()), *subsets.files]
     sources = {path.name: _sha256(path) for path in used}
     return Manifest("ek100", clips, heads=heads, sources=sources)
 
@@ -89,10 +87,11 @@ def _classes(path: Path) -> list[str]:
     return [names[index] for index in range(len(names))]
 
 
-def _clip(row: dict[str, str], split: str, videos: "_VideoFinder") -> Clip:
+def _clip(row: dict[str, str], split: str, videos: "_VideoFinder", subsets: Subsets) -> Clip:
     try:
         labels = {head: int(row[f"{head}_class"]) for head in _CLASS_FILES if row.get(f"{head}_class")}
         source: dict[str, Any] = {name: row.get(name) for name in _KEPT}
+        source |= subsets.columns(split, row["participant_id"], labels)
         return Clip(
             clip_id=row["narration_id"],
             split=split,
@@ -103,7 +102,7 @@ def _clip(row: dict[str, str], split: str, videos: "_VideoFinder") -> Clip:
             source=source,
         )
     except ValueError as error:
-        raise DataError(f"{_SPLIT_FILES[split]}, row {row['narration_id'] or '?'}: {error}") from error
+        raise DataError(f"{SPLIT_FILES[split]}, row {row['narration_id'] or '?'}: {error}") from error
 
 
 def seconds(timestamp: str) -> float:
