@@ -28,6 +28,10 @@ from vivit.stage1_extract.config import ExtractConfig
 _STORE_BYTES = 512 << 20
 """Ray's object store here: reports and the features of single clips go through it, crops only with decode workers."""
 _PROBE_SEC = 5.0
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What opens a connection of HTTP/2, which gRPC speaks: the preface and an empty SETTINGS frame."""
+_SETTINGS = 4
+"""Type of the frame that is answered, in its byte 3."""
 
 
 @dataclass(frozen=True)
@@ -194,18 +198,36 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that nobody answers at: Ray would wait for minutes."""
+    """Refuse an address where no head node answers: Ray would wait for minutes."""
     if address in ("local", "auto"):
         return
+    source = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "the address"
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise ConfigError(
-            f"the address {address!r} is not HOST:PORT (of the cluster's head node, often port 6379) or auto"
+            f"{source} {address!r} is not HOST:PORT (of the cluster's head node, often port 6379) or auto"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SEC).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SEC) as connection:
+            is_head = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(connection)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from None
+    if not is_head:
+        raise ConfigError(
+            f"what answers at {address} is not the head of a Ray cluster: its port is that of `ray start --head`, often "
+            "6379; 8265 belongs to the dashboard and to `ray job submit`"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side answers as a gRPC server does."""
+    try:
+        connection.sendall(_HTTP2_HELLO)
+        with connection.makefile("rb") as answers:
+            frame = answers.read(9)
+    except OSError:  # cut off, or silent for too long
+        return False
+    return len(frame) == 9 and frame[3] == _SETTINGS
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,26 @@ def test_an_address_where_nobody_answers_is_refused_at_once(video_folder: Path, 
         pytest.raises(ConfigError, match="is not HOST:PORT"),
         ray_session(replace(config, address="ray://head:10001")),
     ):
+        pass
+
+
+def test_a_server_that_is_no_head_node_is_refused_at_once(
+    video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as dashboard:
+        thread = threading.Thread(target=dashboard.serve_forever)
+        thread.start()
+        address = f"127.0.0.1:{dashboard.server_port}"
+        config = config_for(video_folder, tmp_path / "c.zarr", address=address)
+        with pytest.raises(ConfigError, match=f"{address} is not the head .* 8265"), ray_session(config):
+            pass
+        dashboard.shutdown()
+        thread.join()
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    named = replace(config, address="http://head:8265")
+    with pytest.raises(ConfigError, match="^RAY_ADDRESS 'http://head:8265' is not HOST:PORT"), ray_session(named):
         pass
 
 
