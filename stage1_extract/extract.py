@@ -296,12 +296,12 @@ def _published(cache: FeatureCache) -> FeatureCache:
 
 
 def _complete_outcomes(cache: FeatureCache) -> None:
-    """Write `outcomes.parquet` again while other parts commit blocks: theirs may have been written first, and replaced."""
-    while not outcomes_table(now := FeatureCache.open(cache.path, allow_partial=True)).equals(
-        outcomes_table(cache)
-    ):
+    """Write `outcomes.parquet` again where another part finished the cache meanwhile: its table may have been replaced by
+    the older one of this process. While blocks are missing, those who commit them write it later."""
+    now = FeatureCache.open(cache.path, allow_partial=True)
+    table = outcomes_table(now)
+    if table["outcome"].null_count == 0 and not table.equals(outcomes_table(cache)):
         write_outcomes(now)
-        cache = now
 
 
 def _failed_rows(cache: FeatureCache) -> set[tuple[str, int]]:
