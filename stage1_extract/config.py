@@ -6,7 +6,7 @@ from typing import Any
 from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import ConfigError
-from vivit.pipeline.storage import Location
+from vivit.pipeline.storage import Location, is_url
 from vivit.pipeline.views import ViewSpec
 
 
@@ -91,6 +91,10 @@ class ExtractConfig:
         share = self.gpus_per_worker
         if share is not None and (share < 0 or (share > 1 and share != int(share))):
             raise ConfigError(f"gpus_per_worker must be 0, a fraction of 1 or a whole number, got {share:g}")
+        if self.log_json is not None and is_url(self.log_json):
+            raise ConfigError(
+                "log_json must be a file on this machine, not a URL: copy it when the run has ended"
+            )
         if self.max_failures is not None and self.max_failures < 0:
             raise ConfigError(f"max_failures must be at least 0, got {self.max_failures}")
 

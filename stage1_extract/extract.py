@@ -18,7 +18,7 @@ from vivit.pipeline.errors import CacheError, ConfigError, DataError, Interrupte
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.outcomes_table import write_outcomes
+from vivit.pipeline.outcomes_table import outcomes_table, write_outcomes
 from vivit.pipeline.storage import Location
 from vivit.pipeline.video_location import video_at
 from vivit.stage1_extract.blocks import (
@@ -271,6 +271,8 @@ def _complete(
             caches = [_published(cache) for cache in caches]
             for cache in caches:
                 write_outcomes(cache)
+                if config.part is not None:
+                    _complete_outcomes(cache)
         done = Counter(target for work in todo for target in work.targets)
         summaries = [_summary(cache, tally, done[target]) for target, cache in enumerate(caches)]
         for summary in summaries:
@@ -291,6 +293,15 @@ def _published(cache: FeatureCache) -> FeatureCache:
         cache = FeatureCache.open(cache.path, allow_partial=True)
         logger.info("%s: training clips have %d views now", cache.path, cache.settings.views.train_views)
     return cache
+
+
+def _complete_outcomes(cache: FeatureCache) -> None:
+    """Write `outcomes.parquet` again where another part finished the cache meanwhile: its table may have been replaced by
+    the older one of this process. While blocks are missing, those who commit them write it later."""
+    now = FeatureCache.open(cache.path, allow_partial=True)
+    table = outcomes_table(now)
+    if table["outcome"].null_count == 0 and not table.equals(outcomes_table(cache)):
+        write_outcomes(now)
 
 
 def _failed_rows(cache: FeatureCache) -> set[tuple[str, int]]:

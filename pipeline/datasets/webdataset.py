@@ -169,7 +169,7 @@ def _rows_of(data_root: Location, tar: str, sample: TarSample) -> tuple[list[_Ro
     video = f"{tar}::{_video(sample)}"
     try:
         about = json.loads(texts["json"]) if "json" in texts else None
-        if isinstance(about, dict) and isinstance(about.get("clips"), list):
+        if isinstance(about, dict) and isinstance(about.get("clips"), list) and about["clips"]:
             return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
     except (KeyError, TypeError, AttributeError) as error:
         problems.append(TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})"))
