@@ -21,7 +21,7 @@ def test_the_interval_of_a_share_is_that_of_drawn_clips() -> None:
 
 
 def test_the_interval_of_mean_class_accuracy_is_that_of_drawn_clips() -> None:
-    def mean_class(rows: np.ndarray) -> float:  # type: ignore[type-arg]
+    def mean_class(rows: np.ndarray) -> float:
         return float(np.mean([CORRECT[rows][LABELS[rows] == c].mean() for c in np.unique(LABELS[rows])]))
 
     assert mean_class_interval(CORRECT, LABELS) == pytest.approx(by_drawing_clips(mean_class), abs=0.012)
