@@ -1161,7 +1161,7 @@ def evaluate(
             **common,
             **_given(backbone=backbone),
         )
-        _print_settings("evaluate", vars(config))
+        _print_settings("evaluate", config.settings)
         return evaluate_videos(config, clips)
 
     def on_cache(path: Path) -> "Evaluation":
@@ -1173,7 +1173,7 @@ def evaluate(
         config = EvaluateConfig(
             run=path, cache=cache_path, annotations=annotations, **common, **_given(max_views=max_views)
         )
-        _print_settings("evaluate", vars(config))
+        _print_settings("evaluate", config.settings)
         return run_evaluate(config)
 
     found = []

@@ -39,7 +39,7 @@ class Score:
     top1_of_all: float
     """Top-1 with every labelled clip that was left out counted as wrong."""
     intervals: dict[str, Interval]
-    """95 % bootstrap interval over the evaluated clips, of top1, top5 and mean_class."""
+    """95 % bootstrap interval of each of these, over the evaluated clips (of top1_of_all: over the labelled ones)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def scores_of(
         verbs, nouns = labels["verb"], labels["noun"]
         labelled = (verbs != UNKNOWN) & (nouns != UNKNOWN)
         found = _of_actions(logits, verbs[rows], nouns[rows], pairs, fusion)
-        for name in found.keys() - labels.keys():
+        for name in (name for name in found if name not in labels):
             scores[name] = _score(*found[name], labelled, rows)
     return {name: score for name, score in scores.items() if score is not None}
 
@@ -143,7 +143,13 @@ def _score(
     best, best_five = top1[counted], top5[counted]
     if not len(best):
         return None
-    mean_class, intervals = None, {"top1": share_interval(best), "top5": share_interval(best_five)}
+    of_all = np.concatenate([best, np.zeros(labelled.sum() - len(best), bool)])
+    intervals = {
+        "top1": share_interval(best),
+        "top5": share_interval(best_five),
+        "top1_of_all": share_interval(of_all),
+    }
+    mean_class = None
     if classes is not None:
         of_counted = classes[rows][counted]
         mean_class = mean_over_classes(best, of_counted)
@@ -153,7 +159,7 @@ def _score(
         top1=float(best.mean()),
         top5=float(best_five.mean()),
         mean_class=mean_class,
-        top1_of_all=float(best.sum() / labelled.sum()),
+        top1_of_all=float(of_all.mean()),
         intervals=intervals,
     )
 

@@ -82,8 +82,8 @@ def action_in_top(
         return np.asarray(verb[:, :, None] + noun[:, None, :])
 
     num_pairs = verb_logits.shape[1] * noun_logits.shape[1]
-    known = (verbs != UNKNOWN) & (nouns != UNKNOWN)
-    return known & (pair_ranks(sums, verbs, nouns, num_pairs=num_pairs) < k)
+    in_top = pair_ranks(sums, verbs, nouns, num_pairs=num_pairs) < k
+    return np.asarray(in_top & (verbs != UNKNOWN) & (nouns != UNKNOWN))
 
 
 def pair_ranks(

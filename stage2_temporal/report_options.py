@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vivit.pipeline.datasets.ek100_official import EK100_HEADS, is_ek100
 from vivit.pipeline.errors import ConfigError
@@ -43,6 +44,15 @@ class ReportOptions:
         """The levels by the names that they have in a submission."""
         levels = [int(level) for level in self.supervision.split(",")]
         return dict(zip(("sls_pt", "sls_tl", "sls_td"), levels, strict=True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that say something about this evaluation."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "supervision" or self.submission is not None
+        }
 
     @property
     def writes_files(self) -> bool:

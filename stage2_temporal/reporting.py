@@ -130,7 +130,16 @@ def _write_files(scored: ScoredSplit, options: ReportOptions, ids: Sequence[str]
     scores = log_probabilities(scored.logits, ids)
     if options.submission is not None:
         write_submission(options.submission, ids, scores, options.supervision_levels)
-        logger.info("wrote the submission of %d clips of %s, %s", len(ids), scored.split, options.submission)
+        levels = options.supervision_levels
+        logger.info(
+            "wrote the submission of %d clips of %s, %s, which declares %s",
+            len(ids),
+            scored.split,
+            options.submission,
+            ", ".join(f"{name} {level}" for name, level in levels.items()),
+        )
+        if scored.split != "test":
+            logger.warning("the challenge is about the test split: pass --split test for a file to submit")
     if options.results is not None:
         write_results(options.results, ids, scores)
         logger.info("wrote the results of %d clips of %s, %s", len(ids), scored.split, options.results)
