@@ -32,7 +32,10 @@ from vivit.stage1_extract.ray_worker import Mark, Worker
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
 
-VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
+VIEWS = ViewSpec(
+    num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1,
+    augment="reference-randaugment-n3-m2",
+)  # fmt: skip
 
 
 def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
