@@ -1423,7 +1423,14 @@ def _print_settings(command: str, settings: "dict[str, Any]") -> None:
     text = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
     print(
         f"{command} with\n"
-        + textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+        + textwrap.fill(
+            text,
+            100,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     )
 
 

@@ -94,7 +94,7 @@ class CacheSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `from_dict` gives equal ones back."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(asdict(self) | {"views": self.views.to_dict()}))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -114,4 +114,4 @@ class ExtractConfig:
 def describe(config: ExtractConfig) -> dict[str, Any]:
     """The configuration as `name: value` pairs for printing."""
     values = {name: value for name, value in vars(config).items() if name != "views"}
-    return values | {f"views.{name}": value for name, value in config.views.to_dict().items()}
+    return values | {f"views.{name}": value for name, value in vars(config.views).items()}

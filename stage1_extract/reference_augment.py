@@ -113,7 +113,8 @@ def auto_contrast(video: Tensor, _magnitude: int, _place: Sequence[float]) -> Te
     """Each channel stretched to 0 .. 255 over the whole view."""
     low = video.amin((0, 2, 3), keepdim=True).float()
     high = video.amax((0, 2, 3), keepdim=True).float()
-    scale = 255 / (high - low).clamp(min=1)
+    # not `255 / ...`, for which torch multiplies with a rounded reciprocal
+    scale = torch.full_like(low, 255) / (high - low).clamp(min=1)
     stretched = (video.float() * scale - low * scale).clamp_(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, video)
 

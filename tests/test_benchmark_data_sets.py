@@ -30,9 +30,7 @@ def kinetics(name: str) -> tuple[dict[str, str], list[str]]:
         f"{name}/val.csv": KINETICS + "".join(f"{row}validate\n" for row in rows[2:]),
     }
     folders = ["train"] * 2 + ["val"] * 2
-    return files, [
-        f"{f}/{'ab'[i % 2]}/{ids[i]}_000005_000015.mp4" for i, f in enumerate(folders)
-    ]
+    return files, [f"{f}/{'ab'[i % 2]}/{ids[i]}_000005_000015.mp4" for i, f in enumerate(folders)]
 
 
 CASES: dict[str, tuple[dict[str, str], list[str]]] = {
@@ -136,7 +134,9 @@ def test_a_miniature_goes_through_all_commands(vivit: Vivit, tmp_path: Path, nam
     root = written(tmp_path / "data" / name, name)
     prepared = vivit("prepare", name, "--data-root", root)
     assert prepared[0] == 0, prepared[2]
-    extracted = vivit("extract", "--dataset", name, "--data-root", root, *SMALL, "--log-json", tmp_path / "log")
+    extracted = vivit(
+        "extract", "--dataset", name, "--data-root", root, *SMALL, "--log-json", tmp_path / "log"
+    )
     assert extracted[0] == 0, extracted[2]
     begin = json.loads((tmp_path / "log").read_text().splitlines()[0])
     outcomes = pa_parquet.read_table(Path(begin["caches"][0]) / "outcomes.parquet").to_pylist()

@@ -505,3 +505,30 @@ def test_files_of_epic_kitchens_are_refused_for_other_heads(vivit: Vivit, extrac
         assert (code, f"{options[0]} is for EPIC-KITCHENS-100" in err) == (2, True)
     code, _, err = vivit("train-temporal", "--joint-head")
     assert (code, "a joint head needs the heads verb and noun" in err) == (2, True)
+
+
+def test_a_benchmark_has_its_recipe_and_what_is_overridden_is_said(
+    vivit: Vivit, video_folder: Path, tmp_path: Path
+) -> None:
+    rows = ["clip_id,split,video,label/action"]
+    rows += [f"{index},train,train/{'ab'[index % 2]}/clip{index}.mp4,{index % 2}" for index in range(4)]
+    (tmp_path / "ssv2.csv").write_text("\n".join(rows) + "\n")
+    data = ["--manifest", tmp_path / "ssv2.csv", "--data-root", video_folder]
+    code, out, err = vivit("extract", *data, *SMALL)
+    assert code == 0, err
+    assert "recipe ssv2 (ViViT-L Factorised Encoder on Something-Something v2" in out
+    assert "overridden: num_frames 32 -> 4, stride 1 -> 3, resize 288 -> 40, crop_size 256 -> 32" in out
+    assert "the source mirrors half of the training views" in out
+    assert "views.augment=reference-randaugment-n2-m20" in out
+    code, out, _ = vivit("train-temporal", "--epochs", "2", "--depth", "1", "--device", "cpu")
+    assert "recipe of stage 2 (vivit's own settings" in out
+    assert "; overridden: epochs 30 -> 2, device auto -> cpu, depth None -> 1" in out
+    code, out, err = vivit("pretrain", *data, *WARM_UP, "--augment", "randaugment", "--optimizer", "adamw")
+    assert code == 0, err
+    assert "num_frames 8 -> 4, stride 4 -> 3" in out
+    assert "augment reference-randaugment-n2-m20 -> randaugment-n2-m9" in out
+    assert "optimizer sgd -> adamw, weight_decay 0.0 -> 0.05" in out
+    assert "epochs 35 -> 2, warmup_epochs 2.5 -> 0.2, learning_rate 0.4 -> 0.0001" in out
+    assert "mixup=0.3" in out
+    code, _, err = vivit("extract", *data, *SMALL, "--augment", "randaug")
+    assert (code, "did you mean randaugment?" in err) == (2, True)

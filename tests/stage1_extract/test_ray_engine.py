@@ -33,7 +33,10 @@ from vivit.stage1_extract.ray_worker import Mark, Worker
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'vivit[ray]'")
 
-VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
+VIEWS = ViewSpec(
+    num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1,
+    augment="reference-randaugment-n3-m2",
+)  # fmt: skip
 
 
 def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
@@ -405,7 +408,10 @@ def test_a_server_that_is_no_head_node_is_refused_at_once(
         thread.join()
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     named = replace(config, address="http://head:8265")
-    with pytest.raises(ConfigError, match="^RAY_ADDRESS 'http://head:8265' is not HOST:PORT"), ray_session(named):
+    with (
+        pytest.raises(ConfigError, match="^RAY_ADDRESS 'http://head:8265' is not HOST:PORT"),
+        ray_session(named),
+    ):
         pass
 
 
