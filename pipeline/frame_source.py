@@ -167,7 +167,7 @@ def _names(place: Location) -> tuple[list[str], bool]:
         raise Failure(Outcome.MISSING, f"no such file: {place}") from error
     except DataError as error:
         raise Failure(Outcome.UNREADABLE_CONTAINER, str(error)) from error
-    return list(index.members), index.content.damage is not None
+    return list(index.members), bool(index.content.damage)
 
 
 def _base(name: str) -> str:
