@@ -21,6 +21,7 @@ from vivit.pipeline.errors import DataError
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_index import NotInTarError, read_member, tar_index
+from vivit.pipeline.tar_walk import ENDS_INSIDE
 from vivit.pipeline.video_clip import END_SLACK_SEC, ClipInWork, ClipResult, why_no_frames
 from vivit.pipeline.video_location import FrameSource
 from vivit.pipeline.video_source import Failure, Limit
@@ -167,7 +168,8 @@ def _names(place: Location) -> tuple[list[str], bool]:
         raise Failure(Outcome.MISSING, f"no such file: {place}") from error
     except DataError as error:
         raise Failure(Outcome.UNREADABLE_CONTAINER, str(error)) from error
-    return list(index.members), bool(index.content.damage)
+    is_cut = any(reason == ENDS_INSIDE for _, reason in index.content.refused)
+    return list(index.members), is_cut or bool(index.content.damage)
 
 
 def _base(name: str) -> str:
