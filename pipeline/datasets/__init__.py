@@ -26,7 +26,7 @@ __all__ = [
     "ENTRY_POINTS",
     "Dataset",
     "DatasetFiles",
-    "PreparedDataset",
+    "LoadedDataset",
     "dataset_named",
     "prepare",
     "read_dataset",
@@ -46,7 +46,7 @@ AnnotationPaths = Path | Sequence[Path] | None
 
 
 @dataclass(frozen=True)
-class PreparedDataset:
+class LoadedDataset:
     """A data set as it was read, with what its reader has to say."""
 
     dataset: Dataset
@@ -77,9 +77,9 @@ def dataset_named(name: str) -> Dataset:
     return found
 
 
-def prepare(
+def load_dataset(
     name: str, data_root: Location | None = None, annotations: AnnotationPaths = None
-) -> PreparedDataset:
+) -> LoadedDataset:
     """Read the data set `name`, or `name:variant`, from its files."""
     base, _, asked = name.partition(":")
     dataset = dataset_named(base)
@@ -95,15 +95,15 @@ def prepare(
         annotations=[annotations] if isinstance(annotations, Path) else list(annotations or ()),
         variant=variant,
     )
-    return PreparedDataset(dataset, dataset.read(files), files)
+    return LoadedDataset(dataset, dataset.read(files), files)
 
 
 def read_dataset(
     name: str, data_root: Location | None = None, annotations: AnnotationPaths = None
 ) -> tuple[Manifest, Location]:
     """The manifest of data set `name`, and the folder or URL that its video paths start from."""
-    prepared = prepare(name, data_root, annotations)
-    return prepared.manifest, prepared.files.data_root
+    loaded = load_dataset(name, data_root, annotations)
+    return loaded.manifest, loaded.files.data_root
 
 
 def find_data_root(name: str, data_root: Path | None = None) -> Path:

@@ -31,6 +31,8 @@ class DatasetFiles:
     """What the user should know of this copy."""
     sources: dict[str, str] = field(default_factory=dict)
     """sha256 of each annotation file that was used."""
+    repeated_videos: dict[str, list[str]] = field(default_factory=dict)
+    """Videos that are there more than once: the one that was taken, and the others."""
 
     @property
     def root(self) -> Path:
@@ -46,7 +48,7 @@ class DatasetFiles:
     @cached_property
     def videos(self) -> VideoFinder:
         """All videos below the data root."""
-        return VideoFinder(self.tree.files)
+        return VideoFinder(self.tree.files, repeated=self.repeated_videos)
 
     @cached_property
     def _annotation_trees(self) -> list[FileTree]:

@@ -264,19 +264,20 @@ def _plain_line(path: Path, at: int, name: str, values: tuple[str, ...], form: _
 
 def _manifest(files: DatasetFiles, lines: list[tuple[_Line, str | None]]) -> Manifest:
     classes = _classes([line for line, _ in lines])
-    uses = Counter(line.clip_id or _stem(line.video) for line, _ in lines)
-    taken: Counter[str] = Counter()
+    uses = Counter((line.split or split, line.clip_id or _stem(line.video)) for line, split in lines)
+    taken: Counter[tuple[str | None, str]] = Counter()
     clips = []
-    for line, split in lines:
-        clip_id = line.clip_id or _stem(line.video)
-        if uses[clip_id] > 1 and line.start_sec is not None:
-            clip_id = f"{clip_id}_{line.start_sec:g}_{'' if line.end_sec is None else f'{line.end_sec:g}'}"
-        taken[clip_id] += 1
-        clip_id += f"#{taken[clip_id]}" if taken[clip_id] > 1 else ""
+    for line, file_split in lines:
+        split, clip_id = line.split or file_split, line.clip_id or _stem(line.video)
+        if uses[split, clip_id] > 1 and line.start_sec is not None:
+            clip_id += f"_{line.start_sec:g}_{'' if line.end_sec is None else f'{line.end_sec:g}'}"
+        taken[split, clip_id] += 1
+        if (count := taken[split, clip_id]) > 1:
+            clip_id += f"#{count}"
         clips.append(
             Clip(
                 clip_id=clip_id,
-                split=line.split or split or hashed_split(clip_id),
+                split=split or hashed_split(clip_id),
                 video=line.video,
                 start_sec=line.start_sec,
                 end_sec=line.end_sec,

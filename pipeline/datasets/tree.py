@@ -60,14 +60,20 @@ class FileTree:
 class VideoFinder:
     """Finds the video of each clip by its name without suffix, wherever it lies."""
 
-    def __init__(self, files: Iterable[str], *, suffixes: Collection[str] = VIDEO_SUFFIXES) -> None:
+    def __init__(
+        self,
+        files: Iterable[str],
+        *,
+        suffixes: Collection[str] = VIDEO_SUFFIXES,
+        repeated: dict[str, list[str]] | None = None,
+    ) -> None:
+        """`repeated` takes the videos that were found more than once: the one that was taken, and the others."""
+        self._repeated = {} if repeated is None else repeated
         self._by_stem: dict[str, list[str]] = {}
         for file in files:
             stem, dot, suffix = file.rpartition("/")[2].rpartition(".")
             if dot and f".{suffix.lower()}" in suffixes:
                 self._by_stem.setdefault(stem, []).append(file)
-        self.repeated: dict[str, list[str]] = {}
-        """Videos that were taken, and the files of the same name that were not."""
 
     @property
     def stems(self) -> Iterable[str]:
@@ -87,7 +93,7 @@ class VideoFinder:
         if len(found) < 2:
             return found[0] if found else None
         first, *others = sorted(found, key=lambda file: _rank(file, folders))
-        self.repeated[first] = others
+        self._repeated[first] = others
         return first
 
     @cached_property

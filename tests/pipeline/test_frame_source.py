@@ -102,7 +102,7 @@ def test_damaged_frames_are_left_out_and_only_where_they_are_wanted(frames: Path
 def test_a_tar_that_is_cut_short_is_partial(frames: Path) -> None:
     tar = packed(frames)
     data = tar.read_bytes()
-    tar.write_bytes(data[: len(data) // 2])
+    tar.write_bytes(data[: len(data) // 2 + 700])
     (whole, _), (front, _) = read(tar, (None, None), (0.0, 0.5))
     assert whole.outcome is Outcome.PARTIAL
     assert 20 < whole.num_frames < 40

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vivit.pipeline.datasets import prepare, read_dataset
+from vivit.pipeline.datasets import load_dataset, read_dataset
 from vivit.pipeline.errors import DataError
 from vivit.pipeline.manifest import Manifest
 
@@ -25,7 +25,7 @@ def counts(manifest: Manifest) -> dict[str, int]:
 
 
 def test_ek100_validation(tmp_path: Path, shared: Shared) -> None:
-    read = prepare("ek100", tmp_path, shared("annotations/epic-kitchens-100"))
+    read = load_dataset("ek100", tmp_path, shared("annotations/epic-kitchens-100"))
     clips = read.manifest.of_split("validation")
     labels = read.manifest.labels("validation")
     actions = set(zip(labels["verb"].tolist(), labels["noun"].tolist(), strict=True))
@@ -166,7 +166,7 @@ def test_moments_in_time_classes_and_names(tmp_path: Path, shared: Shared, versi
 
 
 def test_ucf101_split_1(tmp_path: Path, shared: Shared) -> None:
-    read = prepare("ucf101", tmp_path, shared("annotations/ucf101"))
+    read = load_dataset("ucf101", tmp_path, shared("annotations/ucf101"))
     assert counts(read.manifest) == {"train": 9537, "test": 3783} == read.official
     names = read.manifest.heads["action"]
     assert len(names) == 101
@@ -186,14 +186,14 @@ def test_ucf101_split_1(tmp_path: Path, shared: Shared) -> None:
 
 def test_hmdb51_splits(tmp_path: Path, shared: Shared) -> None:
     folder = shared("annotations/hmdb51")
-    read = prepare("hmdb51", tmp_path, folder)
+    read = load_dataset("hmdb51", tmp_path, folder)
     assert counts(read.manifest) == {"train": 3570, "test": 1530} == read.official
     names = read.manifest.heads["action"]
     assert len(names) == 51
     assert names.index("kick") + 1 == names.index("kick_ball")
     assert {"climb_stairs", "shake_hands"} <= set(names)
     assert sum("[" in clip.video for clip in read.manifest.clips) > 10
-    second = prepare("hmdb51:2", tmp_path, folder)  # only two of its lists are there
+    second = load_dataset("hmdb51:2", tmp_path, folder)  # only two of its lists are there
     assert (second.manifest.dataset, counts(second.manifest)) == ("hmdb51:2", {"train": 140, "test": 60})
     assert second.manifest.heads == read.manifest.heads
     assert "lists of 2 classes" in second.files.notes[0]

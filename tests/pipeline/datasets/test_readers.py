@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vivit.pipeline.datasets import prepare, read_dataset
+from vivit.pipeline.datasets import load_dataset, read_dataset
 from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.manifest import Clip, Manifest
 
@@ -76,14 +76,14 @@ def test_kinetics_takes_replacements_before_the_broken_files_and_class_links_bef
     put(tmp_path, {"train.csv": TRAIN, f"k400/train/{name}": "", f"k400/val/abseiling/{name}": ""})
     assert by_id(read_dataset("k400", tmp_path)[0])[Path(name).stem].video == f"k400/val/abseiling/{name}"
     put(tmp_path, {f"k400/replacement/replacement_for_corrupted_k400/{name}": ""})
-    read = prepare("k400", tmp_path)
+    read = load_dataset("k400", tmp_path)
     assert "replacement_for_corrupted" in by_id(read.manifest)[Path(name).stem].video
-    assert len(read.files.videos.repeated) == 1
+    assert len(read.files.repeated_videos) == 1
 
 
 def test_kinetics_videos_named_by_id_alone_serve_ids_with_one_clip_only(tmp_path: Path) -> None:
     put(tmp_path, {"train.csv": TRAIN, "val.csv": VAL, "xnC3nngvLCo.mp4": "", "-3caPS4FHFF.mp4": ""})
-    read = prepare("k700", tmp_path)
+    read = load_dataset("k700", tmp_path)
     clips = by_id(read.manifest)
     assert clips["-3caPS4FHFF_000036_000046"].video == "-3caPS4FHFF.mp4"
     assert clips["xnC3nngvLCo_000007_000017"].video == "val/abseiling/xnC3nngvLCo_000007_000017.mp4"
@@ -117,7 +117,7 @@ def test_kinetics_does_not_number_classes_by_a_part_of_them(tmp_path: Path) -> N
 
 def test_rows_that_stand_twice_count_once(tmp_path: Path) -> None:
     put(tmp_path, {"train.csv": TRAIN + TRAIN.splitlines()[3] + "\n"})
-    read = prepare("k400", tmp_path)
+    read = load_dataset("k400", tmp_path)
     assert len(read.manifest) == 3
     assert "1 rows stand in the files more than once, for example 0wR5jVB-WPk" in " ".join(read.files.notes)
 
@@ -203,7 +203,7 @@ def test_mit_takes_the_label_column_and_keeps_the_folder_in_the_id(tmp_path: Pat
             "training/adult+female+singing/yt-5of6ffo6-Bw_205.mp4": "",
         },
     )
-    read = prepare("mit", tmp_path)
+    read = load_dataset("mit", tmp_path)
     clips = by_id(read.manifest)
     assert clips["clapping/yt-5of6ffo6-Bw_205.mp4"].video == "training/clapping/yt-5of6ffo6-Bw_205.mp4"
     assert class_of(read.manifest, "clapping/flickr-1_2.mp4") == "adult+female+singing"
@@ -294,7 +294,7 @@ EK100 = {
 def test_ek100_mp4_is_cut_by_seconds_and_frames_by_numbers(tmp_path: Path) -> None:
     put(tmp_path, EK100 | {"P01/videos/P01_01.MP4": "", "P01/rgb_frames/P01_01.tar": ""})
     put(tmp_path, {"P01/rgb_frames/P01_101/frame_0000000001.jpg": ""})
-    read = prepare("ek100", tmp_path)
+    read = load_dataset("ek100", tmp_path)
     first = by_id(read.manifest)["P01_01_0"]
     assert (first.video, first.start_sec, first.end_sec) == ("P01/videos/P01_01.MP4", 1.56, 2.45)
     assert first.source["all_noun_classes"] == "[1, 0]"
@@ -322,7 +322,7 @@ def test_ek100_with_frames_only_uses_them(tmp_path: Path) -> None:
 
 def test_annotations_below_the_data_root_are_found_and_named(tmp_path: Path) -> None:
     put(tmp_path, {f"some/where/{name}": text for name, text in EK100.items()})
-    read = prepare("ek100", tmp_path)
+    read = load_dataset("ek100", tmp_path)
     assert read.files.taken["EPIC_100_train.csv"] == str(tmp_path / "some/where/EPIC_100_train.csv")
     assert set(read.manifest.sources) == set(EK100)
 
@@ -394,7 +394,7 @@ def test_dmvr_rows_are_cut_by_seconds(tmp_path: Path) -> None:
 def test_slowfast_frame_lists_are_one_clip_a_folder(tmp_path: Path) -> None:
     rows = "".join(f'7 0 {i} v/7/7_{i + 1:06}.jpg "1,2"\n' for i in range(60))
     put(tmp_path, {"train.csv": "original_vido_id video_id frame_id path labels\n" + rows})
-    read = prepare("list:frames@30", tmp_path, [tmp_path / "train.csv"])
+    read = load_dataset("list:frames@30", tmp_path, [tmp_path / "train.csv"])
     (clip,) = read.manifest.clips
     assert (clip.clip_id, clip.video, clip.end_sec) == ("7", "v/7::frames@30", 2.0)
     assert (clip.labels["action"], clip.source["labels"]) == (1, "1 2")
@@ -452,15 +452,15 @@ def test_another_package_adds_a_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     root = put(tmp_path / "data", {"clips.txt": "a b", "deep/a.mp4": ""})
-    read = prepare("theirs", root)
+    read = load_dataset("theirs", root)
     assert [clip.video for clip in read.manifest.clips] == ["b", "deep/a.mp4"]
     assert read.official == {"train": 2}
     with pytest.raises(DataError, match=r"the data set wrong of theirs .* is a int, not a vivit"):
-        prepare("wrong", root)
+        load_dataset("wrong", root)
     with pytest.raises(
         DataError, match=r"the data set broken of theirs \(their_reader:NONE\) cannot be loaded"
     ):
-        prepare("broken", root)
+        load_dataset("broken", root)
     with pytest.raises(ConfigError, match=r"did you mean theirs\?"):
-        prepare("their", root)
+        load_dataset("their", root)
     sys.modules.pop("their_reader")
