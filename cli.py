@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.preparation import DatasetReport
     from vivit.pipeline.recipes import Recipe
     from vivit.pipeline.storage import Location
     from vivit.pipeline.views import ViewSpec
@@ -69,9 +70,13 @@ TrainedRuns = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+_DATASETS = (
+    "ek100, k400, k600, k700, ssv2, mit, something-else, ucf101, hmdb51, diving48; folder for <class>/<video>, "
+    "webdataset for tars, list for the lists of other tools. A variant follows a colon: ucf101:2."
+)
 Dataset = Annotated[
     str | None,
-    typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
+    typer.Option(help=_DATASETS, rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
     str | None,
@@ -242,9 +247,10 @@ DataRoot = Annotated[
     ),
 ]
 Annotations = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
-        help="Folder of the annotation files, if not found below the data root.", rich_help_panel=_DATA
+        help="Folder of the annotation files, if not found below the data root; or a file, more than once for several.",
+        rich_help_panel=_DATA,
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNNING)]
@@ -324,25 +330,39 @@ def demo(
 
 @app.command(
     epilog="[b]Examples:[/] vivit prepare ek100 --data-root /data/EPIC-KITCHENS\n\n"
-    "vivit prepare folder --data-root my_videos\n\nvivit prepare webdataset --data-root s3://bucket/tars"
+    "vivit prepare ucf101:2 --data-root /data/ucf   [dim]# split 2[/]\n\n"
+    "vivit prepare list --data-root my_videos --annotations train.csv --annotations val.csv\n\n"
+    "vivit prepare webdataset --data-root s3://bucket/tars"
 )
 def prepare(
-    dataset: Annotated[
-        str, typer.Argument(help="ek100, folder for <class>/<video>, or webdataset for tars.")
-    ],
+    dataset: Annotated[str, typer.Argument(help=_DATASETS)],
     data_root: DataRoot = None,
     annotations: Annotations = None,
+    probe: Annotated[
+        int | None, typer.Option(min=0, help="Clips to decode as a test. [dim]Default: 32.[/]")
+    ] = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not open any video.")] = False,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
-    """Make the manifest of a data set from its annotation files, and say which videos are missing."""
-    from vivit.pipeline.datasets import read_dataset
-    from vivit.pipeline.workspace import Workspace
+    """Make the manifest of a data set from its annotation files, and a report on this copy of it.
 
-    manifest, root = read_dataset(dataset, _data_root(data_root), annotations)
-    path = Workspace(workdir).manifests / f"{manifest.dataset}.parquet"
-    manifest.write(path)
-    _print_manifest(manifest, root)
-    print(f"wrote {path}")
+    The report, also as JSON and text beside the manifest, has the clips of each split and class, how they differ from
+    the official ones, and the videos that are missing, there twice or unreadable. Exit code 3 where there are such.
+    """
+    from vivit.pipeline.datasets import load_dataset
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.preparation import PROBED_CLIPS, examine
+    from vivit.pipeline.recipes import recipe_of
+
+    if no_probe and probe is not None:
+        raise ConfigError("pass either --probe N or --no-probe")
+    loaded = load_dataset(dataset, _data_root(data_root), annotations)
+    count = None if no_probe else PROBED_CLIPS if probe is None else probe
+    report = examine(loaded, recipe_of(loaded.dataset.name).views, probe=count)
+    _print_report(report)
+    _write_report(report, loaded.manifest, workdir)
+    if not report.is_whole:
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 @app.command(
@@ -1237,7 +1257,7 @@ def _clips(
     dataset: str | None,
     manifest: str | None,
     data_root: str | None,
-    annotations: Path | None,
+    annotations: list[Path] | None,
     workspace: Any,
 ) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
@@ -1247,13 +1267,13 @@ def _clips(
     from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
-        raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
+        raise ConfigError("pass either --dataset NAME (ek100, ssv2, folder, ...) or --manifest FILE")
     if manifest is not None:
         file = location(manifest)
         return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
     clips, root = read_dataset(dataset, _data_root(data_root), annotations)
-    clips.write(workspace.manifests / f"{clips.dataset}.parquet")
+    clips.write(workspace.manifest_of(clips.dataset))
     return clips, root
 
 
@@ -1261,7 +1281,7 @@ def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Lo
     """The file that `_clips` read or wrote."""
     from vivit.pipeline.storage import location
 
-    return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
+    return location(manifest) if manifest else Path(workspace.manifest_of(clips.dataset))
 
 
 def _data_root(text: str | None) -> "Location | None":
@@ -1447,20 +1467,26 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _print_manifest(manifest: "Manifest", root: "Location") -> None:
-    missing = manifest.missing_videos(root)
-    rows = []
-    for split in manifest.splits:
-        clips = manifest.of_split(split)
-        rows.append([split, str(len(clips)), str(len({clip.video for clip in clips}))])
-    _table(f"{manifest.dataset} in {root}", ["split", "clips", "videos"], rows)
-    print(
-        "heads: "
-        + (", ".join(f"{head} ({len(names)} classes)" for head, names in manifest.heads.items()) or "none")
-    )
-    if missing:
-        shown = "".join(f"\n  {video}" for video in missing[:20])
-        print(f"{len(missing)} videos are missing:{shown}" + ("\n  ..." if len(missing) > 20 else ""))
+def _print_report(report: "DatasetReport") -> None:
+    from rich.console import Console
+
+    from vivit.pipeline.report_text import summary
+
+    console = Console(soft_wrap=True)
+    for part in summary(report):
+        console.print(part, highlight=False)
+
+
+def _write_report(report: "DatasetReport", manifest: "Manifest", workdir: Path) -> None:
+    from vivit.pipeline.report_text import full_text
+    from vivit.pipeline.workspace import Workspace, storage_errors, write_atomically
+
+    path = Workspace(workdir).manifest_of(manifest.dataset)
+    manifest.write(path)
+    with storage_errors(path):
+        write_atomically(path.with_suffix(".report.json"), report.to_json())
+        write_atomically(path.with_suffix(".report.txt"), full_text(report).encode())
+    print(f"wrote {path}, and the report beside it: {path.with_suffix('.report.txt').name}, .json")
 
 
 def _print_packed(summary: "PackSummary") -> None:

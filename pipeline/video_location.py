@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ Result = TypeVar("Result")
 
 _IN_TAR = ".tar::"
 """Ends the name of a tar, and a member's name follows."""
+_FRAMES = "::frames@"
+"""Behind a folder or tar of frames; their rate follows."""
 _REQUESTS = 32
 """Requests to a store that are made at a time."""
 
@@ -34,8 +37,32 @@ class TarVideo:
         return f"{self.tar}::{self.member}"
 
 
-VideoSource = Path | Url | TarVideo | bytes
+@dataclass(frozen=True)
+class FrameSource:
+    """A video as JPEG or PNG frames in a folder or a tar, numbered from 1, at a fixed rate."""
+
+    place: Location
+    """The folder, or the tar."""
+    rate: float
+    """Frames a second."""
+
+    def __str__(self) -> str:
+        return frames_name(str(self.place), self.rate)
+
+
+VideoSource = Path | Url | TarVideo | FrameSource | bytes
 """What can be opened as a video."""
+
+
+def frames_name(place: str, rate: float) -> str:
+    """The manifest's `video` of frames in a folder or tar: `P01/rgb_frames/P01_01.tar::frames@60`."""
+    return f"{place}{_FRAMES}{rate:g}"
+
+
+def split_frames(video: str) -> tuple[str, float] | None:
+    """Folder or tar, and frames a second, of what `frames_name` made; None for any other video."""
+    place, found, rate = video.rpartition(_FRAMES)
+    return (place, float(rate)) if found and re.fullmatch(r"\d+(\.\d+)?", rate) and float(rate) > 0 else None
 
 
 def split_video(video: str) -> tuple[str, str | None]:
@@ -44,48 +71,64 @@ def split_video(video: str) -> tuple[str, str | None]:
     return (tar + ".tar", member) if found else (video, None)
 
 
-def video_at(data_root: Location, video: str) -> Path | Url | TarVideo:
+def video_at(data_root: Location, video: str) -> Path | Url | TarVideo | FrameSource:
     """Where a manifest's `video` lies: below the data root, or where its URL or absolute path says."""
+    if (frames := split_frames(video)) is not None:
+        return FrameSource(_place(data_root, frames[0]), frames[1])
     name, member = split_video(video)
-    place = location(name) if is_url(name) else data_root / name
-    return place if member is None else TarVideo(place, member)
+    return _place(data_root, name) if member is None else TarVideo(_place(data_root, name), member)
+
+
+def _place(data_root: Location, name: str) -> Location:
+    return location(name) if is_url(name) else data_root / name
 
 
 def missing_videos(data_root: Location, videos: Iterable[str]) -> list[str]:
     """Those of `videos` that are not there, each once, in the order given.
 
-    Indexes of tars are read, and stores are asked for lists, rather than for one video after the other.
+    Indexes of tars are read, and folders and stores are asked for lists, rather than for one video after the other.
     """
     places = {video: video_at(data_root, video) for video in videos}
-    files = {video: place for video, place in places.items() if not isinstance(place, TarVideo)}
     tars: dict[Location, set[str]] = {}
     for place in places.values():
         if isinstance(place, TarVideo):
             tars.setdefault(place.tar, set())
     for tar, members in zip(tars, _each(_members, tars), strict=True):
         tars[tar] = members
-    there = _there(set(files.values()))
+    there = _there({_file_of(place) for place in places.values() if not isinstance(place, TarVideo)})
     return [
         video
         for video, place in places.items()
-        if (place.member not in tars[place.tar] if isinstance(place, TarVideo) else place not in there)
+        if (
+            place.member not in tars[place.tar]
+            if isinstance(place, TarVideo)
+            else _file_of(place) not in there
+        )
     ]
 
 
 def is_video_file(data_root: Location, video: str) -> bool:
-    """Whether a video is a file, an object or a member of a tar that can be read."""
+    """Whether a video is a file, an object, a member of a tar that can be read, or frames."""
     place = video_at(data_root, video)
+    if isinstance(place, FrameSource):
+        return place.place.exists()
     return place.member in _members(place.tar) if isinstance(place, TarVideo) else place.is_file()
 
 
 def first_local(data_root: Location, videos: Iterable[str]) -> Path | None:
     """The first file on this machine (a video, or the tar that holds one) that is there."""
     for video in videos:
-        place = video_at(data_root, video)
-        file = place.tar if isinstance(place, TarVideo) else place
+        file = _file_of(video_at(data_root, video))
         if isinstance(file, Path) and file.is_file():
             return file
     return None
+
+
+def _file_of(place: Path | Url | TarVideo | FrameSource) -> Location:
+    """The file or folder that holds a video."""
+    if isinstance(place, TarVideo):
+        return place.tar
+    return place.place if isinstance(place, FrameSource) else place
 
 
 def _members(tar: Location) -> set[str]:
@@ -100,26 +143,41 @@ def _members(tar: Location) -> set[str]:
     return set()
 
 
-def _there(files: set[Path | Url]) -> set[Path | Url]:
+def _there(files: set[Location]) -> set[Location]:
     """Those of some files that exist."""
-    # Path.exists raises for a name that is too long; os.path.exists says False.
-    found: set[Path | Url] = {file for file in files if isinstance(file, Path) and os.path.exists(file)}
-    urls = [file for file in files if isinstance(file, Url)]
-    folders: dict[Url, list[Url]] = {}
-    for url in urls:
-        folders.setdefault(url.parent, []).append(url)
+    folders: dict[Location, list[Location]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    found: set[Location] = set()
     for some in _each(_listed, folders.items()):
         found |= some
     return found
 
 
-def _listed(entry: tuple[Url, list[Url]]) -> set[Url]:
-    """Those of some objects of one folder that exist: single ones are asked for by name, many by one listing."""
-    folder, urls = entry
-    if len(urls) < _REQUESTS:
-        return {url for url in urls if url.is_file()}
-    names = folder.sizes_below()
-    return {url for url in urls if url.name in names}
+def _listed(entry: tuple[Location, list[Location]]) -> set[Location]:
+    """Those of some files of one folder that exist: single ones are asked for by name, many by one listing."""
+    folder, files = entry
+    if isinstance(folder, Path):
+        names = _names_in(folder) if len(files) >= _REQUESTS else None
+        # Path.exists raises for a name that is too long; os.path.exists says False.
+        if names is None:
+            return {file for file in files if isinstance(file, Path) and os.path.exists(file)}
+        return {file for file in files if file.name in names}
+    if len(files) < _REQUESTS:
+        return {file for file in files if file.is_file()}
+    objects = folder.sizes_below()
+    return {file for file in files if file.name in objects}
+
+
+def _names_in(folder: Path) -> set[str] | None:
+    """Names of what is in a folder and, if it is a link, leads somewhere; None where the folder cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
+    except FileNotFoundError:
+        return set()
+    except OSError:
+        return None
 
 
 def _each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

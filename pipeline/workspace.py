@@ -37,6 +37,10 @@ class Workspace:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    def manifest_of(self, dataset: str) -> Path:
+        """Where the manifest of a data set is kept."""
+        return self.manifests / f"{file_name(dataset)}.parquet"
+
     def newest_cache(self) -> Path:
         """The cache made last; raises CacheError when there is none."""
         found = _by_age(self.caches, "zarr.json")

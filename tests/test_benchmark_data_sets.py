@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pa_parquet
 import pytest
-
 from conftest import write_video
 from test_cli import Vivit, vivit
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from conftest import write_video
 
 from vivit import cli
 
@@ -172,11 +173,22 @@ def test_failed_clips_give_exit_code_3_and_are_listed(
 
 def test_prepare_lists_what_is_missing(vivit: Vivit, tmp_path: Path, shared: Callable[[str], Path]) -> None:
     annotations = shared("annotations/epic-kitchens-100")
-    code, out, _ = vivit("prepare", "ek100", "--data-root", tmp_path, "--annotations", annotations)
-    assert code == 0
-    assert "9668" in out
-    assert "138 videos are missing" in out
-    assert (tmp_path / "work/manifests/ek100.parquet").exists()
+    call = ["prepare", "ek100", "--data-root", tmp_path / "data", "--annotations", annotations]
+    (tmp_path / "data").mkdir()
+    code, _, err = vivit(*call)
+    assert (code, "none of the 138 videos of ek100 is below" in err) == (1, True)
+    assert "looked for P01/videos/P01_11.MP4" in err
+    write_video(tmp_path / "data/P01/videos/P01_11.MP4", num_frames=50)
+    code, out, _ = vivit(*call, "--probe", "2")
+    assert code == 3
+    assert "9,668" in out
+    assert "137 videos are missing" in out
+    manifests = tmp_path / "work/manifests"
+    assert (manifests / "ek100.parquet").exists()
+    report = json.loads((manifests / "ek100.report.json").read_text())
+    assert report["splits"]["validation"]["official"] == report["splits"]["validation"]["clips"] == 9668
+    assert (manifests / "ek100.report.txt").read_text().count("\n") > 400  # the clips of each verb and noun
+    assert vivit(*call, "--probe", "2", "--no-probe")[0] == 2
 
 
 PACK = ["pack", "--dataset", "folder"]
