@@ -587,7 +587,7 @@ def pretrain(
     name = run or default_run_name(config, file_name(clips.dataset))
     config = replace(config, run=_below(workspace.runs, name, ""))
     chosen = vars(config) | {"warmup_epochs": config.resolved_warmup_epochs}
-    print(recipe.summary(vars(warm_up_views(own_views)) | recipe.training, chosen | vars(views)))
+    print(recipe.summary(vars(warm_up_views(own_views)) | dict(recipe.training), chosen | vars(views)))
     _print_settings("pretrain", chosen)
     result = run_pretrain(config)
     print(
@@ -1177,7 +1177,7 @@ def evaluate(
             data_root=root,
             default_views=recipe.views,
             views=given,
-            annotations=annotations if dataset is None or is_ek100(clips.heads) else None,
+            annotations=_one_folder(annotations) if dataset is None or is_ek100(clips.heads) else None,
             **common,
             **_given(backbone=backbone),
         )
@@ -1191,7 +1191,11 @@ def evaluate(
         )  # fmt: skip
         cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(path))
         config = EvaluateConfig(
-            run=path, cache=cache_path, annotations=annotations, **common, **_given(max_views=max_views)
+            run=path,
+            cache=cache_path,
+            annotations=_one_folder(annotations),
+            **common,
+            **_given(max_views=max_views),
         )
         _print_settings("evaluate", config.settings)
         return run_evaluate(config)
@@ -1326,6 +1330,15 @@ def _run_or(name: str, workspace: Any) -> str:
     """The folder of the run called `name` where there is one, else `name` itself: a word or a path."""
     run = workspace.runs / name
     return str(run) if os.sep not in name and (run / "model.safetensors").is_file() else name
+
+
+def _one_folder(annotations: list[Path] | None) -> Path | None:
+    """The folder with a benchmark's official lists; ConfigError where there are several."""
+    if annotations is not None and len(annotations) > 1:
+        from vivit.pipeline.errors import ConfigError
+
+        raise ConfigError("the official lists of a benchmark lie in one folder: pass --annotations once")
+    return annotations[0] if annotations else None
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
