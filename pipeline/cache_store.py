@@ -25,7 +25,7 @@ from vivit.pipeline.folder_lock import folder_lock, part_lock
 from vivit.pipeline.lease import check_held, folder_lease, lease
 from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url
-from vivit.pipeline.workspace import sync_folder, write_atomically
+from vivit.pipeline.workspace import partial_name, sync_folder, write_atomically
 
 Shards = dict[str, dict[str, Any]]
 """`bytes` and `sha256` of each shard, by its name in the cache."""
@@ -105,7 +105,7 @@ class FolderFiles:
         path = self._path
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise _not_a_cache(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = partial_name(path)
         with _removed_on_failure(partial):
             for name, data in documents.items():
                 write_atomically(partial / name, data)
