@@ -108,7 +108,7 @@ class RayCropStream:
         self._ray, self._data_root, self._settings, self._witness = ray, data_root, settings, witness
         self._processes, self._budget_bytes = processes, budget_bytes
         self._running: deque[_Job] = deque()
-        self._decode = ray.remote(decode_job)
+        self._decode: Any = ray.remote(decode_job)  # ray's types know no argument with a default
         self._near = _near(ray)
 
     def __enter__(self) -> Self:
