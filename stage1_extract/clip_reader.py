@@ -207,12 +207,12 @@ def _finished(clip: Clip, result: ClipResult, cutter: _Cutters, views: ViewSpec)
     return ClipCrops(clip, result, crops if result.outcome.usable else None)
 
 
-def jobs_of(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
-    """Neighbouring clips of the same video, at most `CLIPS_PER_JOB` together."""
+def jobs_of(clips: Sequence[Clip], most: int = CLIPS_PER_JOB) -> Iterator[list[Clip]]:
+    """Neighbouring clips of the same video, at most so many together."""
     for _, same in groupby(clips, key=lambda clip: clip.video):
         together = list(same)
-        for start in range(0, len(together), CLIPS_PER_JOB):
-            yield together[start : start + CLIPS_PER_JOB]
+        for start in range(0, len(together), most):
+            yield together[start : start + most]
 
 
 class Watch(threading.Event):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vivit.pipeline.cache_settings import Backbone
-from vivit.pipeline.errors import CacheError, ConfigError, DataError, InterruptedRunError
+from vivit.pipeline.errors import BlockError, CacheError, ConfigError, DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
@@ -252,9 +252,10 @@ def _complete(
     """Let an engine do what is missing in caches that are held; `outcomes.parquet` is written whatever comes."""
     config = configs[0]
     todo = missing_work(caches, part=config.part, retry_failed=config.retry_failed)
+    failed = set[tuple[str, int]]().union(*map(_failed_rows, caches))
     again = {(work.split, row) for work in todo if work.is_retry for row in work.rows}
     with event_log(config.log_json) as log:
-        tally = Tally(failed=len(_failed_rows(caches[0]) - again), max_failures=config.max_failures, log=log)
+        tally = Tally(failed=failed - again, max_failures=config.max_failures, log=log)
         log.write(
             "begin", caches=[cache.path for cache in caches], blocks=len(todo),
             clips=sum(len(work.rows) for work in todo), config=describe(config),
@@ -273,6 +274,12 @@ def _complete(
                 write_outcomes(cache)
                 if config.part is not None:
                     _complete_outcomes(cache)
+        for cache in caches:
+            if config.part is None and (missing := cache.missing(unpublished=True)):
+                raise BlockError(
+                    f"{cache.path}: {missing}, though the run committed all: another process wrote there, or files were "
+                    "removed. Run the same command again"
+                )
         done = Counter(target for work in todo for target in work.targets)
         summaries = [_summary(cache, tally, done[target]) for target, cache in enumerate(caches)]
         for summary in summaries:

@@ -13,7 +13,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,8 +45,20 @@ class Placement:
     """Cores of a worker."""
 
     @classmethod
-    def of(cls, config: ExtractConfig, *, gpus: float, cores: float, nodes: int = 1) -> "Placement":
-        """The placement on machines with so many GPUs and cores; ConfigError for what they do not have."""
+    def of(
+        cls,
+        config: ExtractConfig,
+        *,
+        gpus: float,
+        cores: float,
+        nodes: int = 1,
+        gpus_of_nodes: Sequence[float] | None = None,
+    ) -> "Placement":
+        """The placement on machines with so many GPUs and cores; ConfigError for what they do not have.
+
+        `nodes`: those with cores. `gpus_of_nodes`: the GPUs of each machine, since a worker has all of its on one; None
+        for a single machine.
+        """
         each = config.gpus_per_worker
         if each is None:
             each = 1.0 if gpus and config.device != "cpu" else 0.0
@@ -59,12 +71,18 @@ class Placement:
                 else "device 'cuda' needs a GPU for each worker, and there is none: pass --device cpu"
             )
         if not each:
+            if cores < 1 or not nodes:
+                raise ConfigError("no node of the cluster has a core for a worker: add nodes, or GPUs")
             workers = config.workers or nodes
             return cls(workers, 0.0, max(1, int(cores) // workers))
-        room = int(gpus) // int(each) if each >= 1 else int(gpus) * math.floor(1 / each)
+        room = sum(
+            int(on_node) // int(each) if each >= 1 else int(on_node) * math.floor(1 / each)
+            for on_node in ([gpus] if gpus_of_nodes is None else gpus_of_nodes)
+        )
         if not room:
+            most = int(gpus if gpus_of_nodes is None else max(gpus_of_nodes, default=0))
             raise ConfigError(
-                f"each worker needs {each:g} GPU and {int(gpus) or 'no'} GPU is there: "
+                f"each worker needs {each:g} GPU and {most or 'no'} GPU is there{' on a node' if gpus_of_nodes else ''}: "
                 "leave out --gpus-per-worker to run on the CPU"
             )
         workers = config.workers or room
@@ -144,9 +162,15 @@ def copy_of_package(folder: Path) -> Path:
 def placement_on(ray: Any, config: ExtractConfig) -> Placement:
     """The placement on a cluster that runs; ConfigError where workers would wait for cores that it does not have."""
     resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = int(resources.get("CPU", 0))
-    placement = Placement.of(config, gpus=resources.get("GPU", 0), cores=cores, nodes=nodes)
+    placement = Placement.of(
+        config,
+        gpus=resources.get("GPU", 0),
+        cores=cores,
+        nodes=sum(node.get("CPU", 0) >= 1 for node in alive),
+        gpus_of_nodes=[node.get("GPU", 0) for node in alive],
+    )
     needed = 0 if placement.gpus else placement.workers
     if needed > cores:
         raise ConfigError(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from vivit.pipeline.datasets import read_dataset
-from vivit.pipeline.errors import BlockError, CacheError, ConfigError
+from vivit.pipeline.errors import BlockError, CacheError, ConfigError, StorageError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
@@ -218,7 +218,7 @@ def test_a_clip_that_ends_its_decode_process_is_found_among_the_clips_of_its_vid
         for i in range(3)
     ]
 
-    def deadly(data_root: Any, clips: Any, settings: Any) -> Iterator[ClipCrops]:
+    def deadly(data_root: Any, clips: Any, settings: Any, witness: Any) -> Iterator[ClipCrops]:
         import ctypes
 
         from vivit.stage1_extract import ray_decode
@@ -232,7 +232,7 @@ def test_a_clip_that_ends_its_decode_process_is_found_among_the_clips_of_its_vid
                 yield item
 
         ray_decode.crop_clips = crops
-        yield from ray_decode.decode_job(data_root, clips, settings)  # there it is the real one
+        yield from ray_decode.decode_job(data_root, clips, settings, witness)  # there it is the real one
 
     monkeypatch.setattr(ray_decode, "decode_job", deadly)
     with ray_decode.RayCropStream(video_folder, [CROPS], processes=1, budget_bytes=0) as stream:
@@ -244,6 +244,65 @@ def test_a_clip_that_ends_its_decode_process_is_found_among_the_clips_of_its_vid
     for item, alone in zip(items, crop_clips(video_folder / video, clips, CROPS), strict=True):
         if item.crops is not None:
             np.testing.assert_array_equal(item.crops, alone.crops)
+
+
+@pytest.mark.usefixtures("session")
+def test_decoding_ahead_takes_no_cores_from_the_block_that_is_encoded(video_folder: Path) -> None:
+    """The processes of the next block have both cores first, and nobody asks for their crops."""
+    clips = [
+        Clip(clip_id=f"{video}-{i}", split="train", video=video, start_sec=i / 5, end_sec=(i + 1) / 5)
+        for video in ("train/a/clip0.mp4", "train/a/clip1.mp4")
+        for i in range(3)
+    ]
+    items: list[ClipCrops] = []
+    with (
+        ray_decode.RayCropStream(video_folder, [CROPS], processes=2, budget_bytes=0) as ahead,
+        ray_decode.RayCropStream(video_folder, [CROPS], processes=2, budget_bytes=0) as now,
+    ):
+        ahead.read([clips])
+        time.sleep(1.0)
+        reader = threading.Thread(target=lambda: items.extend(now.read([clips])), daemon=True)
+        reader.start()
+        reader.join(60.0)
+    assert [item.clip for item in items] == clips
+
+
+@pytest.mark.usefixtures("session")
+def test_a_node_without_the_videos_is_an_error_and_no_missing_clip(
+    video_folder: Path, tmp_path: Path
+) -> None:
+    clips = [Clip(clip_id="0", split="train", video="train/a/gone.mp4")]
+    options: Any = {"processes": 1, "budget_bytes": 0}
+    there, unseen = video_folder / "train/a/clip0.mp4", tmp_path / "elsewhere.mp4"
+    with ray_decode.RayCropStream(video_folder, [CROPS], witness=there, **options) as stream:
+        assert [item.result.outcome for item in stream.read([clips])] == ["missing"]
+    with (
+        ray_decode.RayCropStream(video_folder, [CROPS], witness=unseen, **options) as stream,
+        pytest.raises(StorageError, match=r"elsewhere.mp4 does not exist on .* that all nodes share"),
+    ):
+        list(stream.read([clips]))
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("session")
+def test_a_worker_that_fails_every_block_is_replaced_and_uses_up_no_block(
+    video_folder: Path, manifest: Manifest, finished: Path, tmp_path: Path
+) -> None:
+    """As after an error of a GPU, which all later calls of the process meet."""
+    sick = tmp_path / "sick"
+
+    class Sick(BlockExtractor):
+        def commit(self, computed: Any) -> None:
+            if not sick.exists():
+                sick.write_text(str(os.getpid()))
+            if sick.read_text() == str(os.getpid()):
+                raise RuntimeError("an illegal memory access was encountered")
+            super().commit(computed)
+
+    (summary,) = extract_on_ray([config_for(video_folder, tmp_path / "c.zarr")], manifest, extractor=Sick)
+    assert (summary.blocks_done, summary.missing) == (6, "")
+    assert {worker["state"] for worker in summary.workers} == {"lost", "ready"}
+    assert files_of(tmp_path / "c.zarr") == files_of(finished)
 
 
 @pytest.mark.usefixtures("session")
@@ -351,6 +410,12 @@ def test_a_stopped_driver_leaves_a_cache_that_goes_on(
         ({"workers": 5, "gpus_per_worker": 0.4}, {"gpus": 2, "cores": 8}, "5 workers .* --workers 4"),
         ({"device": "cuda:1"}, {"gpus": 2, "cores": 8}, "names one GPU"),
         ({"device": "cpu", "gpus_per_worker": 1}, {"gpus": 2, "cores": 8}, "leave one of the two out"),
+        ({}, {"gpus": 0, "cores": 0, "nodes": 0}, "no node of the cluster has a core for a worker"),
+        (
+            {"gpus_per_worker": 2},
+            {"gpus": 4, "cores": 8, "gpus_of_nodes": [1] * 4},
+            "each worker needs 2 GPU and 1 GPU is there on a node",
+        ),
     ],
 )  # fmt: skip
 def test_workers_for_which_there_is_no_room_are_refused(asked: Any, there: Any, message: str) -> None:
@@ -367,6 +432,7 @@ def test_workers_for_which_there_is_no_room_are_refused(asked: Any, there: Any, 
         ({"gpus_per_worker": 0.5}, {"gpus": 2, "cores": 8}, (4, 0.5, 2)),
         ({"gpus_per_worker": 0.4}, {"gpus": 2, "cores": 8}, (4, 0.4, 2)),
         ({"gpus_per_worker": 2}, {"gpus": 5, "cores": 8}, (2, 2.0, 4)),
+        ({"gpus_per_worker": 2}, {"gpus": 6, "cores": 8, "gpus_of_nodes": [0, 3, 3]}, (2, 2.0, 4)),
         ({"workers": 4}, {"gpus": 0, "cores": 6}, (4, 0.0, 1)),
         ({"device": "cpu"}, {"gpus": 2, "cores": 8, "nodes": 2}, (2, 0.0, 4)),
     ],
