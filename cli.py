@@ -645,6 +645,7 @@ def import_weights(
     The file serves as --backbone of `extract` (its spatial half), as --init of `train-temporal` (its temporal half), and
     as --run of `evaluate` and `predict`.
     """
+    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.weights import import_weights as run_import
 
@@ -656,6 +657,8 @@ def import_weights(
     from vivit.pipeline.workspace import file_name
 
     name = file_name(path.resolve().name if path.suffix == "" else path.stem)
+    if output is not None and ":/" in str(output):
+        raise ConfigError(f"--output {output} is a URL: write to a file, and copy it")
     folder = output if output is not None and output.is_dir() else workdir / "weights"
     target = output if output is not None and not output.is_dir() else folder / f"{name}.safetensors"
     stored.write(target)
@@ -807,7 +810,8 @@ def extract(
     log_json: Annotated[
         str | None,
         typer.Option(
-            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress.",
+            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress "
+            "(warnings stay plain lines).",
             metavar="FILE",
             rich_help_panel=_RUNNING,
         ),

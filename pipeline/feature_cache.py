@@ -168,6 +168,10 @@ class FeatureCache:
         with self._files.lock(part):
             yield
 
+    def check_held(self) -> None:
+        """CacheError where this process has lost the lease of a cache in an object store to another one."""
+        self._files.check_held()
+
     # --- what is in it ---
 
     @property

@@ -269,6 +269,8 @@ class CropStream:
         self._stop = threading.Event()
         self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._ending: list[_Job] = []
+        """Jobs whose crops all came, and whose video may still have to be closed."""
         for _ in range(threads):
             self._threads.append(_started(self._serve))
 
@@ -290,7 +292,9 @@ class CropStream:
 
     def _in_order(self, waiting: Iterator[Sequence[Clip]], running: list[_Job]) -> Iterator[ClipCrops]:
         while running:
-            yield from self._results(running.pop(0))
+            job = running.pop(0)
+            yield from self._results(job)
+            self._ending = [*self._still_ending(), job]
             running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
     def _job(self, clips: Sequence[Clip]) -> _Job:
@@ -348,13 +352,28 @@ class CropStream:
             try:
                 return job.done.get(timeout=_POLL_SEC)
             except queue.Empty:
+                self._replace_hung_enders()
                 if job.watch.silent_sec < self._hang_sec:
                     continue
-            job.watch.set()
-            if job.thread in self._threads:
-                self._threads.remove(job.thread)
-                self._threads.append(_started(self._serve))
+            self._give_up(job)
             return None
+
+    def _replace_hung_enders(self) -> None:
+        """Give up the threads that hang after their last clip: the next job may wait for one of them."""
+        self._ending = self._still_ending()
+        for job in [job for job in self._ending if job.watch.silent_sec >= self._hang_sec]:
+            self._ending.remove(job)
+            self._give_up(job)
+
+    def _still_ending(self) -> list[_Job]:
+        return [job for job in self._ending if job.watch.alive_at is not None]
+
+    def _give_up(self, job: _Job) -> None:
+        """Leave a decoder that hangs to itself, and put a new thread in the place of its."""
+        job.watch.set()
+        if job.thread in self._threads:
+            self._threads.remove(job.thread)
+            self._threads.append(_started(self._serve))
 
     def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:
         """The crops of clips whose decoder hung, each from a pass of its own; one clip alone has hung itself."""

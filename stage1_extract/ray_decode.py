@@ -167,7 +167,7 @@ class RayCropStream:
                 item = self._next(job)
             except errors.RayTaskError as error:
                 raise error.cause from None
-            except errors.WorkerCrashedError as error:
+            except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
                 job.crashes += 1
                 if job.crashes >= (CRASHES_OF_SEVERAL if len(job.clips) > 1 else CRASHES_OF_ONE):
                     yield from self._one_by_one(job, error)
@@ -200,7 +200,9 @@ class RayCropStream:
         """The crops of the clips that are left of a job that took processes with it; one clip alone has crashed."""
         left = job.clips[job.taken :]
         if len(job.clips) == 1:
-            message = "the process that decoded it died or hung, also when it read nothing else"
+            message = (
+                "the process that decoded it died, hung or used up the memory, also when it read nothing else"
+            )
             logger.warning("%s: %s", left[0].clip_id, message)
             yield ClipCrops(left[0], ClipResult(Outcome.CRASHED, message), None)
             return

@@ -205,6 +205,8 @@ class RayWorkers:
                     self._open(slot)
             try:
                 while self._todo or self._num_in_work:
+                    for cache in caches:
+                        cache.check_held()
                     self._grow()
                     self._hand_out()
                     self._ask_for_pulses()
@@ -407,12 +409,13 @@ class RayWorkers:
         self._log("preflight", worker=slot.name, clip_id=record.clip_id, outcome=record.outcome)
 
     def _raised(self, call: _Call, error: BaseException) -> None:
-        """An error in a worker that lives: of ours, it is the user's to solve; of its start, the worker is given up."""
+        """An error in a worker that lives: of the first start, it is the user's to solve; later, a worker that does not
+        come up is given up, and a block is tried again."""
         if call.kind == "pulse":
             call.slot.is_asked = False
             return
         is_start = call.kind in ("load", "open")
-        if is_start and isinstance(error, VivitError):
+        if is_start and not self._is_passed and isinstance(error, VivitError):
             raise error
         cause = f"{type(error).__name__}: {_first_line(error)}"
         if call.kind == "preflight":
