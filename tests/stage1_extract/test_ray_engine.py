@@ -404,7 +404,10 @@ def test_a_server_that_is_no_head_node_is_refused_at_once(
         thread.join()
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     named = replace(config, address="http://head:8265")
-    with pytest.raises(ConfigError, match="^RAY_ADDRESS 'http://head:8265' is not HOST:PORT"), ray_session(named):
+    with (
+        pytest.raises(ConfigError, match=r"^RAY_ADDRESS 'http://head:8265' is not HOST:PORT"),
+        ray_session(named),
+    ):
         pass
 
 
