@@ -28,6 +28,7 @@ from vivit.stage1_extract.config import ExtractConfig
 _STORE_BYTES = 512 << 20
 """Ray's object store here: reports and the features of single clips go through it, crops only with decode workers."""
 _PROBE_SEC = 5.0
+_TOKEN_HINT = "; where it has tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What opens a connection of HTTP/2, which gRPC speaks: the preface and an empty SETTINGS frame."""
 _SETTINGS = 4
@@ -215,9 +216,9 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     with _own_signals():
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "" if address == "local" else "; where it has tokens, set RAY_AUTH_MODE=token"
-            reason = str(error).strip().splitlines()[0]
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            hint = "" if address == "local" else _TOKEN_HINT
+            reason = str(error).strip().splitlines()[0].split(". ")[0]
             raise BlockError(f"Ray at {address} cannot be used: {reason}{hint}") from error
 
 

@@ -515,6 +515,20 @@ def test_a_cluster_of_two_nodes_writes_what_one_process_writes(
 
 
 @pytest.mark.slow
+def test_a_missing_token_is_one_sentence_with_the_remedy(
+    cluster: Any, video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    process = run_cli(video_folder, tmp_path, "--address", cluster.address)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "no authentication token was found; where it has tokens, set RAY_AUTH_MODE=token and" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_node_that_is_lost_takes_nothing_with_it(
     cluster: Any,
