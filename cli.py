@@ -1133,7 +1133,14 @@ def evaluate(
     results: Annotated[
         Path | None, typer.Option(help="EPIC-KITCHENS-100: file for the official script to write (.pkl).")
     ] = None,
-    allow_partial: AllowPartial = False,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            help="Use what is there of an incomplete cache; write --submission and --results with clips missing.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
     device: Device = None,
     precision: Precision = None,
     workdir: Workdir = _DEFAULT_WORKDIR,

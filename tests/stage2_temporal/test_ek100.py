@@ -296,11 +296,10 @@ def test_the_test_split_is_submitted_without_labels(shared: Shared, tmp_path: Pa
 @pytest.mark.parametrize("option", ["submission", "results", "annotations"])
 def test_options_of_ek100_are_refused_for_other_heads(option: str, tmp_path: Path) -> None:
     other = Manifest("toy", [], heads={"verb": ["a", "b"], "noun": ["c"]})
-    options = ReportOptions(
-        **{option: tmp_path / {"submission": "a.zip", "results": "a.pkl"}.get(option, "a")}
-    )
+    files = {"submission": "a.zip", "results": "a.pkl", "annotations": "a"}
+    given: dict[str, Any] = {option: tmp_path / files[option]}
     with pytest.raises(ConfigError, match=f"--{option} is for EPIC-KITCHENS-100 .* heads are verb 2, noun 1"):
-        check_options(options, other, None)
+        check_options(ReportOptions(**given), other, None)
 
 
 @pytest.mark.parametrize(
