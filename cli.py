@@ -1276,7 +1276,7 @@ def _clips(
     workspace: Any,
 ) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
-    from vivit.pipeline.datasets import read_dataset
+    from vivit.pipeline.datasets import load_dataset
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
     from vivit.pipeline.storage import location
@@ -1287,9 +1287,13 @@ def _clips(
         file = location(manifest)
         return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
-    clips, root = read_dataset(dataset, _data_root(data_root), annotations)
-    clips.write(workspace.manifest_of(clips.dataset))
-    return clips, root
+    loaded = load_dataset(dataset, _data_root(data_root), annotations)
+    for name, place in loaded.files.taken.items():
+        print(f"{name}: {place}")
+    for note in loaded.files.notes:
+        print(f"note: {note}")
+    loaded.manifest.write(workspace.manifest_of(loaded.manifest.dataset))
+    return loaded.manifest, loaded.files.data_root
 
 
 def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Location":

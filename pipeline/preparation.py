@@ -199,8 +199,11 @@ def _per_class(labels: NDArray[np.int32], names: Sequence[str]) -> dict[str, int
 
 
 def _repeated(clips: Sequence[Clip]) -> list[list[str]]:
+    uses = Counter(clip.video for clip in clips)
     found: dict[tuple[str, float | None, float | None], list[str]] = {}
     for clip in clips:
+        if uses[clip.video] == 1:
+            continue
         found.setdefault((clip.video, clip.start_sec, clip.end_sec), []).append(
             f"{clip.split}/{clip.clip_id}"
         )

@@ -3,9 +3,10 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,23 +89,23 @@ def missing_videos(data_root: Location, videos: Iterable[str]) -> list[str]:
 
     Indexes of tars are read, and folders and stores are asked for lists, rather than for one video after the other.
     """
-    places = {video: video_at(data_root, video) for video in videos}
-    tars: dict[Location, set[str]] = {}
-    for place in places.values():
-        if isinstance(place, TarVideo):
-            tars.setdefault(place.tar, set())
-    for tar, members in zip(tars, _each(_members, tars), strict=True):
-        tars[tar] = members
-    there = _there({_file_of(place) for place in places.values() if not isinstance(place, TarVideo)})
-    return [
-        video
-        for video, place in places.items()
-        if (
-            place.member not in tars[place.tar]
-            if isinstance(place, TarVideo)
-            else _file_of(place) not in there
-        )
-    ]
+    in_tars: dict[str, list[tuple[str, str]]] = {}
+    in_folders: dict[str, list[tuple[str, str]]] = {}
+    unique = dict.fromkeys(videos)
+    for video in unique:
+        frames = split_frames(video)
+        file, member = (frames[0], None) if frames else split_video(video)
+        if member is None:
+            folder, slash, name = file.rpartition("/")
+            in_folders.setdefault(folder + slash, []).append((video, name))
+        else:
+            in_tars.setdefault(file, []).append((video, member))
+    there: set[str] = set()
+    for found in _each(partial(_in_tar, data_root), in_tars.items()):
+        there |= found
+    for found in _each(partial(_in_folder, data_root), in_folders.items()):
+        there |= found
+    return [video for video in unique if video not in there]
 
 
 def is_video_file(data_root: Location, video: str) -> bool:
@@ -143,30 +144,31 @@ def _members(tar: Location) -> set[str]:
     return set()
 
 
-def _there(files: set[Location]) -> set[Location]:
-    """Those of some files that exist."""
-    folders: dict[Location, list[Location]] = {}
-    for file in files:
-        folders.setdefault(file.parent, []).append(file)
-    found: set[Location] = set()
-    for some in _each(_listed, folders.items()):
-        found |= some
-    return found
+def _in_tar(data_root: Location, entry: tuple[str, list[tuple[str, str]]]) -> set[str]:
+    """Those of some videos, given with their members, that are in a tar."""
+    tar, videos = entry
+    members = _members(_place(data_root, tar))
+    return {video for video, member in videos if member in members}
 
 
-def _listed(entry: tuple[Location, list[Location]]) -> set[Location]:
-    """Those of some files of one folder that exist: single ones are asked for by name, many by one listing."""
-    folder, files = entry
-    if isinstance(folder, Path):
-        names = _names_in(folder) if len(files) >= _REQUESTS else None
-        # Path.exists raises for a name that is too long; os.path.exists says False.
-        if names is None:
-            return {file for file in files if isinstance(file, Path) and os.path.exists(file)}
-        return {file for file in files if file.name in names}
-    if len(files) < _REQUESTS:
-        return {file for file in files if file.is_file()}
-    objects = folder.sizes_below()
-    return {file for file in files if file.name in objects}
+def _in_folder(data_root: Location, entry: tuple[str, list[tuple[str, str]]]) -> set[str]:
+    """Those of some videos of one folder, given with their names, that exist.
+
+    Single ones are asked for by name, many by one listing.
+    """
+    name, videos = entry
+    names: Collection[str] | None = None
+    if len(videos) >= _REQUESTS:
+        folder = _place(data_root, name)
+        names = _names_in(folder) if isinstance(folder, Path) else folder.sizes_below()
+    if names is not None:
+        return {video for video, file in videos if file in names}
+    return {video for video, file in videos if _exists(_place(data_root, name + file))}
+
+
+def _exists(file: Location) -> bool:
+    # Path.exists raises for a name that is too long; os.path.exists says False.
+    return os.path.exists(file) if isinstance(file, Path) else file.is_file()
 
 
 def _names_in(folder: Path) -> set[str] | None:
@@ -176,7 +178,7 @@ def _names_in(folder: Path) -> set[str] | None:
             return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
     except FileNotFoundError:
         return set()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         return None
 
 

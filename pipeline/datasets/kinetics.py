@@ -7,7 +7,7 @@ stand for more than one clip.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from vivit.pipeline.datasets.annotation_files import read_csv, read_json, read_lines
@@ -140,12 +140,16 @@ class _KineticsVideos:
         self._videos = files.videos
         uses = Counter(row.youtube_id for row in rows)
         self._is_used_once = {youtube_id for youtube_id, count in uses.items() if count == 1}
+        self.shared_ids = 0
+        """Clips whose only candidate may be another clip."""
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[str]]:
+        """Names of videos by what may be their YouTube id."""
         stems: dict[str, list[str]] = {}
         for stem in self._videos.stems:
             stems.setdefault(stem[:_ID_LENGTH], []).append(stem)
-        self._by_id = stems
-        self.shared_ids = 0
-        """Clips whose only candidate may be another clip."""
+        return stems
 
     def find(self, row: _Row) -> str:
         """Path of the video below the data root; where it would be if it is missing."""
