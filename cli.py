@@ -776,7 +776,8 @@ def extract(
     decode_workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that decode for each Ray worker, on any node with free cores; 0 is its own threads. "
+            help="Processes that decode for each block of a Ray worker (it has two), on any node with free cores; 0 is "
+            "the worker's own threads. "
             "[dim]Default: 0.[/]",
             rich_help_panel=_RUNNING,
         ),

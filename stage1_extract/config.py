@@ -58,7 +58,8 @@ class ExtractConfig:
     torch_threads: int = 0
     """Threads of the encoder on the CPU; 0 is torch's choice, and for Ray workers an equal share of the cores."""
     decode_workers: int = 0
-    """Processes that decode for each Ray worker, on whatever nodes have cores free; 0 decodes in the worker's threads."""
+    """Processes that decode for each block that a Ray worker has (two at most), on whatever nodes have cores free; 0
+    decodes in the worker's threads."""
     log_json: str | None = None
     """File that gets what happens as JSON lines, `-` for standard error; None is none."""
 

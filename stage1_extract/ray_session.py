@@ -172,6 +172,9 @@ def placement_on(ray: Any, config: ExtractConfig) -> Placement:
         nodes=sum(node.get("CPU", 0) >= 1 for node in alive),
         gpus_of_nodes=[node.get("GPU", 0) for node in alive],
     )
+    if placement.gpus:  # nodes without GPUs decode only where they are asked to, with decode_workers
+        beside = sum(node.get("CPU", 0) for node in alive if node.get("GPU", 0))
+        placement = replace(placement, cores=max(1, int(beside) // placement.workers))
     needed = 0 if placement.gpus else placement.workers
     if needed > cores:
         raise ConfigError(
