@@ -550,7 +550,7 @@ def pretrain(
     name = run or default_run_name(config, file_name(clips.dataset))
     config = replace(config, run=_below(workspace.runs, name, ""))
     chosen = vars(config) | {"warmup_epochs": config.resolved_warmup_epochs}
-    print(recipe.summary(vars(warm_up_views(own_views)) | recipe.training, chosen | vars(views)))
+    print(recipe.summary(vars(warm_up_views(own_views)) | dict(recipe.training), chosen | vars(views)))
     _print_settings("pretrain", chosen)
     result = run_pretrain(config)
     print(
