@@ -48,8 +48,9 @@ class Augmenter:
         kind, layers = self.augmentation.kind, self.augmentation.layers
         if kind == REFERENCE_COLOUR:
             return reference_augment.COLOUR_DRAWS
-        module = reference_augment if kind == REFERENCE_RANDAUGMENT else torchvision_augment
-        return layers * module.LAYER_DRAWS
+        if kind == REFERENCE_RANDAUGMENT:
+            return layers * reference_augment.LAYER_DRAWS
+        return layers * torchvision_augment.LAYER_DRAWS
 
     def _augmented(self, video: Tensor, draws: list[float]) -> Tensor:
         kind, magnitude = self.augmentation.kind, self.augmentation.magnitude

@@ -74,7 +74,7 @@ def with_hue(colours: Tensor, turns: float) -> Tensor:
     """The hue of HSV plus `turns`, with the same value and range of the channels."""
     high, low = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
     spread = high - low
-    red, green, blue = colours.split(1, dim=1)
+    red, green, blue = _channels(colours)
     sixths = torch.where(
         red == high,
         (green - blue) / spread,
@@ -86,8 +86,13 @@ def with_hue(colours: Tensor, turns: float) -> Tensor:
 
 
 def _luma(colours: Tensor) -> Tensor:
-    red, green, blue = colours.split(1, dim=1)
+    red, green, blue = _channels(colours)
     return red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+
+
+def _channels(colours: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Red, green and blue [frame, 1, height, width]."""
+    return colours[:, :1], colours[:, 1:2], colours[:, 2:]
 
 
 def _between(low: float, high: float, draw: float) -> float:

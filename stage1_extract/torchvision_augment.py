@@ -1,5 +1,8 @@
 """The operations of `torchvision.transforms.v2.RandAugment`, with draws that are given instead of taken from torch."""
 
+# mypy: disable-error-code="no-any-return"
+# (torchvision has no types)
+
 import math
 from collections.abc import Callable, Sequence
 

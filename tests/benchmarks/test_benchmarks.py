@@ -8,6 +8,20 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = {
+    "bench_augment.py": [
+        "--backbones",
+        "vit_ti16",
+        "--frames",
+        "4",
+        "--crop-size",
+        "32",
+        "--draws",
+        "2",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+    ],
     "bench_extract.py": [
         "--backbones",
         "vit_ti16",

@@ -17,6 +17,7 @@ from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract import reference_augment as reference
 from vivit.stage1_extract import torchvision_augment
 from vivit.stage1_extract.augment import Augmenter
+from vivit.stage1_extract.blocks import torch_threads
 
 FRAMES, SIZE = 5, 12
 NAMES = [
@@ -278,6 +279,17 @@ def test_a_draw_depends_on_seed_clip_and_view_only(name: str) -> None:
     for number in (2, 0, 1):
         (alone,) = augmenter(name).clip(pixels[number : number + 1], clip_id="a", first_view=number)
         assert torch.equal(alone, together[number])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pixels_do_not_depend_on_the_number_of_threads(name: str) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
+    made = []
+    for threads in (1, 2):
+        with torch_threads(threads):
+            views = [augmenter(name).view(pixels, clip_id="a", number=number) for number in range(12)]
+            made.append(torch.stack(views))
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("name", NAMES)
