@@ -370,7 +370,8 @@ def run_cli(root: Path, workdir: Path, *options: str) -> "subprocess.Popen[str]"
         sys.executable, "-m", "vivit", "extract", "--dataset", "folder", "--data-root", str(root), "--workdir",
         str(workdir), "--cache", "c", "--backbone", "vit_ti16", "--weights", "random", "--num-frames", "4", "--stride",
         "3", "--resize", "40", "--crop-size", "32", "--train-views", "2", "--test-clips", "2", "--test-crops", "1",
-        "--batch-size", "6", "--block-size", "2", "--device", "cpu", "--torch-threads", "1", *options,
+        "--batch-size", "6", "--block-size", "2", "--device", "cpu", "--torch-threads", "1", "--augment", VIEWS.augment,
+        *options,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
