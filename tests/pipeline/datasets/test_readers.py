@@ -354,6 +354,7 @@ LISTS: dict[str, tuple[str, str, list[tuple[str, str, str | None]]]] = {
         [("a/1.mp4", "validation", "1"), ("c.mp4", "validation", "0")],
     ),
     "v-jepa": ("train_1.csv", "a 1.mp4::1\n", [("a 1.mp4", "train", "1")]),
+    "comma in a path": ("train.csv", "a, b.mp4 1\n", [("a, b.mp4", "train", "1")]),
     "path-only": ("test.txt", "a 1.mp4\nb.mp4\n", [("a 1.mp4", "test", None), ("b.mp4", "test", None)]),
     "names": (
         "train.txt",
