@@ -10,7 +10,7 @@ from rich.table import Table
 from vivit.pipeline.preparation import DatasetReport, HeaderReport, SampleReport, SplitReport, Unreadable
 
 _LISTED = 20
-_FILE_WIDTH = 160
+_FILE_WIDTH = 120
 _KINDS_SHOWN = 8
 
 
@@ -19,8 +19,7 @@ def summary(report: DatasetReport) -> Iterator[RenderableType]:
     yield _splits(report)
     for head, count in report.heads.items():
         yield _classes(head, count, report.splits)
-    if report.taken:
-        yield _table("taken", ["", "from"], [[name, place] for name, place in report.taken.items()])
+    yield from (escape(f"{name}: {place}") for name, place in report.taken.items())
     yield from (f"note: {escape(note)}" for note in report.notes)
     yield from _listed(f"{len(report.missing)} videos are missing", report.missing)
     repeated = [" = ".join(names) for names in report.repeated_clips]
@@ -38,7 +37,7 @@ def full_text(report: DatasetReport) -> str:
     text = io.StringIO()
     console = Console(file=text, width=_FILE_WIDTH, force_terminal=False, color_system=None)
     for part in (*summary(report), *(_per_class(head, report.splits) for head in report.heads)):
-        console.print(part)
+        console.print(part, soft_wrap=True)
     return text.getvalue()
 
 
@@ -49,7 +48,7 @@ def _splits(report: DatasetReport) -> Table:
         official = "unknown" if split.official is None else f"{split.official:,}"
         numbers = (split.clips, split.videos, split.missing, split.unlabelled)
         rows.append([name, *(f"{number:,}" for number in numbers), official, differs])
-    columns = ["split", "clips", "videos", "video missing", "no label", "official clips", "difference"]
+    columns = ["split", "clips", "videos", "no video", "no label", "official", "differs"]
     return _table(f"{report.title}: {report.dataset} in {report.data_root}", columns, rows)
 
 

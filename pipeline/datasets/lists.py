@@ -8,7 +8,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vivit.pipeline.datasets.annotation_files import read_text
@@ -31,7 +31,6 @@ _COLUMNS = {
 _FRAME_LIST = ("original_vido_id", "video_id", "frame_id", "path", "labels")
 """SlowFast's header of lists with one line for each frame, in its spelling."""
 _NUMBER = re.compile(r"[+-]?\d+")
-_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _labels_of_cell(text: str) -> tuple[str, ...]:
 
 def _frame_lines(files: DatasetFiles, path: Path, separator: str, names: list[str]) -> Iterator[_Line]:
     """One clip for each folder of a list with one line a frame."""
-    rate = _form(files, path).rate
+    rate = _rate(_form(files), path)
     found: dict[str, tuple[str, tuple[str, ...], int]] = {}
     for _, cells in _cells(path, separator, names):
         folder = cells["path"].rpartition("/")[0]
@@ -168,38 +167,47 @@ class _Form:
 
     kind: str = ""
     """frames (`dir total label`), offset (`dir offset total label`), multi-label, or nothing."""
-    rate: float = _RATE
-    """Frames a second of frames in folders."""
-    num_before_labels: int = field(init=False, default=0)
+    rate: float = 0.0
+    """Frames a second of frames in folders; 0 where it is not known."""
 
-    def __post_init__(self) -> None:
-        before = {"frames": 1, "offset": 2}.get(self.kind, 0)
-        object.__setattr__(self, "num_before_labels", before)
+    @property
+    def num_before_labels(self) -> int:
+        """Numbers between the name and the labels."""
+        return {"frames": 1, "offset": 2}.get(self.kind, 0)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether there may be more than one label, and not the same number in each line."""
+        return bool(self.kind)
 
 
-def _form(files: DatasetFiles, path: Path) -> _Form:
+def _form(files: DatasetFiles) -> _Form:
     kind, _, rate = files.variant.partition("@")
-    if rate or kind not in ("frames", "offset"):
-        return _Form(kind, float(rate) if rate else _RATE)
-    raise DataError(f"{path}: the rate of the frames is not known: pass list:{kind}@30 for 30 a second")
+    return _Form(kind, float(rate or 0))
+
+
+def _rate(form: _Form, path: Path) -> float:
+    if not form.rate:
+        raise DataError(f"{path}: the rate of the frames is not known: pass list:frames@30 for 30 a second")
+    return form.rate
 
 
 def _plain_lines(files: DatasetFiles, path: Path, rows: list[tuple[int, str]]) -> Iterator[_Line]:
-    form = _form(files, path)
-    separator = _separator(rows[0][1])
-    has_names = any(_ends_in_name(line, separator) for _, line in rows[:1])
+    form = _form(files)
+    first_at, first_line = rows[0]
+    separator = _separator(first_line)
+    has_names = _ends_in_name(first_line, separator)
     first: int | None = None
     for at, line in rows:
-        name, numbers = _split_off(line.strip(), separator, has_names)
-        count = min(len(numbers), 2) if form.kind == "multi-label" else len(numbers)
-        count = min(count, form.num_before_labels + 1) if form.kind in ("frames", "offset") else count
+        name, values = _split_off(line.strip(), separator, has_names)
+        count = min(len(values), form.num_before_labels + 1) if form.takes_labels else len(values)
         first = count if first is None else first
-        if min(count, 1) != min(first, 1) or (count != first and form.kind != "multi-label"):
+        if count != first:
             raise DataError(
-                f"{path}, line {at}: {line.strip()!r} has {_counted(count)} behind the name, line {rows[0][0]} has "
+                f"{path}, line {at}: {line.strip()!r} has {_counted(count)} behind the name, line {first_at} has "
                 f"{_counted(first)}: all lines of a list must have the same form"
             )
-        yield _plain_line(path, at, name, numbers, form)
+        yield _plain_line(path, at, name, values, form)
 
 
 def _counted(count: int) -> str:
@@ -207,8 +215,12 @@ def _counted(count: int) -> str:
 
 
 def _separator(line: str) -> str | None:
-    """What stands between the fields: `::` (V-JEPA 2), comma, tab, `;`, or white space (None)."""
-    return next((mark for mark in ("::", ",", "\t", ";") if mark in line.strip()), None)
+    """What stands before the last field: `::` (V-JEPA 2), comma, tab, `;`, or white space (None)."""
+    for mark in ("::", ",", "\t", ";"):
+        before, last = _from_right(line.strip(), mark)
+        if before and (_NUMBER.fullmatch(last) or (_is_video(before) and not _is_video(last))):
+            return mark
+    return None
 
 
 def _is_video(text: str) -> bool:
@@ -217,23 +229,24 @@ def _is_video(text: str) -> bool:
 
 def _ends_in_name(line: str, separator: str | None) -> bool:
     """Whether the last field is a class name: it is no number and no video, and what is before it is a video."""
-    before, _, last = _from_right(line.strip(), separator)
-    return bool(before) and _is_video(before) and not _is_video(last) and not _NUMBER.fullmatch(last.strip())
+    before, last = _from_right(line.strip(), separator)
+    return _is_video(before) and not _is_video(last) and not _NUMBER.fullmatch(last)
 
 
-def _from_right(text: str, separator: str | None) -> tuple[str, str, str]:
-    parts = text.rsplit(separator, 1)
-    return (parts[0].rstrip(), "", parts[1].strip()) if len(parts) == 2 else ("", "", text)
+def _from_right(text: str, separator: str | None) -> tuple[str, str]:
+    """What is before the last field, empty where there is but one, and that field."""
+    *before, last = text.rsplit(separator, 1)
+    return (before[0].rstrip() if before else ""), last.strip()
 
 
 def _split_off(line: str, separator: str | None, has_names: bool) -> tuple[str, tuple[str, ...]]:
     """The name, which may hold spaces, and the values behind it."""
     if has_names:
-        before, _, last = _from_right(line, separator)
+        before, last = _from_right(line, separator)
         return (before, (last,)) if before and not _NUMBER.fullmatch(last) else (line, ())
     values: list[str] = []
     while True:
-        before, _, last = _from_right(line, separator)
+        before, last = _from_right(line, separator)
         if not before or not _NUMBER.fullmatch(last):
             return line.strip().strip('"'), tuple(reversed(values))
         line = before
@@ -241,22 +254,25 @@ def _split_off(line: str, separator: str | None, has_names: bool) -> tuple[str, 
 
 
 def _plain_line(path: Path, at: int, name: str, values: tuple[str, ...], form: _Form) -> _Line:
-    if form.kind in ("frames", "offset"):
-        before = form.num_before_labels
-        if len(values) <= before:
-            wanted = "dir total_frames label" if before == 1 else "dir offset total_frames label"
-            raise DataError(f"{path}, line {at}: {name!r} and {len(values)} numbers are not `{wanted}`")
-        offset = int(values[0]) if before == 2 else 0
-        total = int(values[before - 1])
-        span = (offset / form.rate, (offset + total) / form.rate)
-        return _Line(frames_name(name, form.rate), values[before:], *span)
-    if len(values) > 1 and form.kind != "multi-label":
+    if form.num_before_labels:
+        return _rawframes_line(path, at, name, values, form)
+    if len(values) > 1 and not form.takes_labels:
         raise DataError(
             f"{path}, line {at}: {len(values)} numbers stand behind {name!r}. Say what they are: "
             "list:multi-label for classes, list:frames@30 for `dir total_frames label` with 30 frames a second, "
             "list:offset@30 for `dir offset total_frames label`"
         )
     return _Line(name, values)
+
+
+def _rawframes_line(path: Path, at: int, name: str, values: tuple[str, ...], form: _Form) -> _Line:
+    """`dir total_frames label ...` or `dir offset total_frames label ...`."""
+    rate, before = _rate(form, path), form.num_before_labels
+    if len(values) <= before:
+        wanted = "dir total_frames label" if before == 1 else "dir offset total_frames label"
+        raise DataError(f"{path}, line {at}: {name!r} and {_counted(len(values))} are not `{wanted}`")
+    offset, total = int(values[before - 2]) if before == 2 else 0, int(values[before - 1])
+    return _Line(frames_name(name, rate), values[before:], offset / rate, (offset + total) / rate)
 
 
 # The manifest

@@ -1,6 +1,8 @@
 """The readers of data sets by files in the documented layouts: every trap of them, and what is found where."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -352,6 +354,7 @@ LISTS: dict[str, tuple[str, str, list[tuple[str, str, str | None]]]] = {
         [("a/1.mp4", "validation", "1"), ("c.mp4", "validation", "0")],
     ),
     "v-jepa": ("train_1.csv", "a 1.mp4::1\n", [("a 1.mp4", "train", "1")]),
+    "comma in a path": ("train.csv", "a, b.mp4 1\n", [("a, b.mp4", "train", "1")]),
     "path-only": ("test.txt", "a 1.mp4\nb.mp4\n", [("a 1.mp4", "test", None), ("b.mp4", "test", None)]),
     "names": (
         "train.txt",
@@ -464,3 +467,36 @@ def test_another_package_adds_a_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"did you mean theirs\?"):
         load_dataset("their", root)
     sys.modules.pop("their_reader")
+
+
+@pytest.mark.slow
+def test_300_000_rows_are_prepared_in_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
+    """As large as Kinetics-700, with all its files; in a process of its own, whose memory is measured."""
+    rows = [(f"class {i % 700}", f"{i:011d}", i % 600) for i in range(300_000)]
+    header = "label,youtube_id,time_start,time_end,split\n"
+    lines = "".join(f"{label},{name},{start},{start + 10},train\n" for label, name, start in rows)
+    put(tmp_path, {"kinetics-700_train.csv": header + lines})
+    for label, name, start in rows:
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(folder / f"{name}_{start:06d}_{start + 10:06d}.mp4", os.O_CREAT | os.O_WRONLY))
+    code = (
+        "import resource, sys, time\n"
+        "from vivit import cli\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
+        "print('measured', time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)\n"
+    )
+    call = [
+        "prepare",
+        "k700",
+        "--data-root",
+        str(tmp_path),
+        "--no-probe",
+        "--workdir",
+        str(tmp_path / "work"),
+    ]
+    done = subprocess.run([sys.executable, "-c", code, *call], capture_output=True, text=True, check=True)
+    seconds, gigabytes = map(float, done.stdout.rpartition("measured")[2].split())
+    assert seconds < 60
+    assert gigabytes < 2
