@@ -14,7 +14,7 @@ from conftest import write_video
 from vivit import cli
 
 SMALL = [
-    "--backbone", "vit_ti16", "--weights", "random", "--num-frames", "4", "--stride", "2", "--resize", "40",
+    "--backbone", "test_vit", "--weights", "random", "--num-frames", "4", "--stride", "2", "--resize", "40",
     "--crop-size", "32", "--train-views", "1", "--test-clips", "2", "--test-crops", "1", "--device", "cpu",
 ]  # fmt: skip
 SHORT = ["--epochs", "1", "--depth", "1", "--batch-size", "4", "--device", "cpu"]
@@ -139,7 +139,6 @@ def vivit(*args: object) -> int:
     return 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_signals")
 @pytest.mark.parametrize("name", MINIATURES)
 def test_every_benchmark_goes_from_its_official_files_to_a_score(
