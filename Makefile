@@ -45,6 +45,7 @@ benchmarks: $(READY)  ## Run the benchmarks (minutes; results belong in docs/per
 	$(BIN)/python benchmarks/bench_pretrain.py
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_ray.py
+	$(BIN)/python benchmarks/bench_augment.py
 
 ablation: $(READY)  ## Run all rows of the paper's table on generated videos (an hour on 2 cores; see docs/paper.md)
 	$(BIN)/python benchmarks/paper_ablation.py

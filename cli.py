@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vivit.end_to_end.predict import Prediction
     from vivit.pipeline.checkpoint import Checkpoint
     from vivit.pipeline.manifest import Manifest
+    from vivit.pipeline.preparation import DatasetReport
     from vivit.pipeline.recipes import Recipe
     from vivit.pipeline.storage import Location
     from vivit.pipeline.views import ViewSpec
@@ -61,9 +62,21 @@ Trained = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+TrainedRuns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run",
+        help="Run folder (a path with a /, or a name below WORKDIR/runs), or a model file; several times for the mean of runs. [dim]Default: the newest run.[/]",
+        rich_help_panel=_DATA,
+    ),
+]
+_DATASETS = (
+    "ek100, k400, k600, k700, ssv2, mit, something-else, ucf101, hmdb51, diving48; folder for <class>/<video>, "
+    "webdataset for tars, list for the lists of other tools. A variant follows a colon: ucf101:2."
+)
 Dataset = Annotated[
     str | None,
-    typer.Option(help="ek100, folder for <class>/<video>, or webdataset for tars.", rich_help_panel=_DATA),
+    typer.Option(help=_DATASETS, rich_help_panel=_DATA),
 ]
 ManifestFile = Annotated[
     str | None,
@@ -215,6 +228,14 @@ AdapterWidth = Annotated[
         help="Channels inside the adapter. [dim]Default: a quarter of a token's.[/]", rich_help_panel=_MODEL
     ),
 ]
+JointHead = Annotated[
+    bool,
+    typer.Option(
+        "--joint-head",
+        help="A third head over the (verb, noun) pairs seen in training.",
+        rich_help_panel=_MODEL,
+    ),
+]
 DecodeThreads = Annotated[
     int | None, typer.Option(help="Threads that decode ahead.", rich_help_panel=_RUNNING)
 ]
@@ -226,9 +247,10 @@ DataRoot = Annotated[
     ),
 ]
 Annotations = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option(
-        help="Folder of the annotation files, if not found below the data root.", rich_help_panel=_DATA
+        help="Folder of the annotation files, if not found below the data root; or a file, more than once for several.",
+        rich_help_panel=_DATA,
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNNING)]
@@ -308,25 +330,39 @@ def demo(
 
 @app.command(
     epilog="[b]Examples:[/] vivit prepare ek100 --data-root /data/EPIC-KITCHENS\n\n"
-    "vivit prepare folder --data-root my_videos\n\nvivit prepare webdataset --data-root s3://bucket/tars"
+    "vivit prepare ucf101:2 --data-root /data/ucf   [dim]# split 2[/]\n\n"
+    "vivit prepare list --data-root my_videos --annotations train.csv --annotations val.csv\n\n"
+    "vivit prepare webdataset --data-root s3://bucket/tars"
 )
 def prepare(
-    dataset: Annotated[
-        str, typer.Argument(help="ek100, folder for <class>/<video>, or webdataset for tars.")
-    ],
+    dataset: Annotated[str, typer.Argument(help=_DATASETS)],
     data_root: DataRoot = None,
     annotations: Annotations = None,
+    probe: Annotated[
+        int | None, typer.Option(min=0, help="Clips to decode as a test. [dim]Default: 32.[/]")
+    ] = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not open any video.")] = False,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
-    """Make the manifest of a data set from its annotation files, and say which videos are missing."""
-    from vivit.pipeline.datasets import read_dataset
-    from vivit.pipeline.workspace import Workspace
+    """Make the manifest of a data set from its annotation files, and a report on this copy of it.
 
-    manifest, root = read_dataset(dataset, _data_root(data_root), annotations)
-    path = Workspace(workdir).manifests / f"{manifest.dataset}.parquet"
-    manifest.write(path)
-    _print_manifest(manifest, root)
-    print(f"wrote {path}")
+    The report, also as JSON and text beside the manifest, has the clips of each split and class, how they differ from
+    the official ones, and the videos that are missing, there twice or unreadable. Exit code 3 where there are such.
+    """
+    from vivit.pipeline.datasets import load_dataset
+    from vivit.pipeline.errors import ConfigError
+    from vivit.pipeline.preparation import PROBED_CLIPS, examine
+    from vivit.pipeline.recipes import recipe_of
+
+    if no_probe and probe is not None:
+        raise ConfigError("pass either --probe N or --no-probe")
+    loaded = load_dataset(dataset, _data_root(data_root), annotations)
+    count = None if no_probe else PROBED_CLIPS if probe is None else probe
+    report = examine(loaded, recipe_of(loaded.dataset.name).views, probe=count)
+    _print_report(report)
+    _write_report(report, loaded.manifest, workdir)
+    if not report.is_whole:
+        raise typer.Exit(EXIT_SOME_CLIPS_FAILED)
 
 
 @app.command(
@@ -445,6 +481,7 @@ def pretrain(
         ),
     ] = None,
     adapter_width: AdapterWidth = None,
+    joint_head: JointHead = False,
     drop_path: Annotated[
         float | None,
         typer.Option(
@@ -543,7 +580,7 @@ def pretrain(
             model=model, backbone=backbone, weights=weights, tubelet=tubelet, inflation=inflation, order=order, init=init,
             freeze=freeze, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, adapter=adapter, adapter_width=adapter_width,
             accumulate=accumulate, ema=ema, validate_every=validate_every, seed=seed, decode_threads=decode_threads,
-            device=device, precision=precision,
+            device=device, precision=precision, joint_head=joint_head,
         ),
         **learning,
     )  # fmt: skip
@@ -608,6 +645,7 @@ def import_weights(
     The file serves as --backbone of `extract` (its spatial half), as --init of `train-temporal` (its temporal half), and
     as --run of `evaluate` and `predict`.
     """
+    from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.local_copy import local_file
     from vivit.pipeline.weights import import_weights as run_import
 
@@ -619,6 +657,8 @@ def import_weights(
     from vivit.pipeline.workspace import file_name
 
     name = file_name(path.resolve().name if path.suffix == "" else path.stem)
+    if output is not None and ":/" in str(output):
+        raise ConfigError(f"--output {output} is a URL: write to a file, and copy it")
     folder = output if output is not None and output.is_dir() else workdir / "weights"
     target = output if output is not None and not output.is_dir() else folder / f"{name}.safetensors"
     stored.write(target)
@@ -736,7 +776,8 @@ def extract(
     decode_workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that decode for each Ray worker, on any node with free cores; 0 is its own threads. "
+            help="Processes that decode for each block of a Ray worker (it has two), on any node with free cores; 0 is "
+            "the worker's own threads. "
             "[dim]Default: 0.[/]",
             rich_help_panel=_RUNNING,
         ),
@@ -770,7 +811,8 @@ def extract(
     log_json: Annotated[
         str | None,
         typer.Option(
-            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress.",
+            help="File that gets what happens as JSON lines; - is standard error, in the place of the progress "
+            "(warnings stay plain lines).",
             metavar="FILE",
             rich_help_panel=_RUNNING,
         ),
@@ -924,7 +966,8 @@ def verify(
     epilog="[b]Examples:[/] vivit train-temporal\n\nvivit train-temporal --epochs 50 --learning-rate 1e-3 --mixup 0.3\n\n"
     "vivit train-temporal --init warm-up   [dim]# from the temporal half of the run warm-up[/]\n\n"
     "vivit train-temporal --num-frames 8   [dim]# fewer frames than the cache has[/]\n\n"
-    "vivit train-temporal --temporal mean   [dim]# average pooling, the baseline[/]",
+    "vivit train-temporal --temporal mean   [dim]# average pooling, the baseline[/]\n\n"
+    "vivit train-temporal --joint-head   [dim]# EPIC-KITCHENS: actions as pairs, too[/]",
 )
 def train_temporal(
     cache: Cache = None,
@@ -961,6 +1004,7 @@ def train_temporal(
         ),
     ] = None,
     adapter_width: AdapterWidth = None,
+    joint_head: JointHead = False,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     accumulate: Accumulate = None,
@@ -1009,7 +1053,7 @@ def train_temporal(
         drop_path=drop_path, temporal=temporal, depth=depth, num_heads=heads, adapter_width=adapter_width, ema=ema,
         clip_grad=clip_grad, seed=seed, allow_partial=allow_partial, device=device, precision=precision,
         init=init, mlp_ratio=mlp_ratio, num_frames=num_frames, frame_sampling=frame_sampling, accumulate=accumulate,
-        validate_every=validate_every,
+        validate_every=validate_every, joint_head=joint_head,
     )  # fmt: skip
     name = run or default_run_name(TrainConfig(cache=path, run=workspace.runs, **given))
     config = TrainConfig(cache=path, run=_below(workspace.runs, name, ""), **given)
@@ -1025,10 +1069,12 @@ def train_temporal(
 
 @app.command(
     epilog="[b]Examples:[/] vivit evaluate\n\nvivit evaluate --run vivit-work/runs/mine --split test --average softmax\n\n"
-    "vivit evaluate --run k400.safetensors --dataset folder --data-root my_videos   [dim]# straight from videos[/]"
+    "vivit evaluate --run k400.safetensors --dataset folder --data-root my_videos   [dim]# straight from videos[/]\n\n"
+    "vivit evaluate --run split1 --run split2 --run split3   [dim]# the mean over UCF101's splits[/]\n\n"
+    "vivit evaluate --split test --submission test.zip   [dim]# for EPIC-KITCHENS-100's challenge[/]"
 )
 def evaluate(
-    run: Trained = None,
+    run: TrainedRuns = None,
     cache: Cache = None,
     dataset: Dataset = None,
     manifest: ManifestFile = None,
@@ -1069,15 +1115,41 @@ def evaluate(
         int | None,
         typer.Option(help="Views per forward pass. [dim]Default: 256 of a cache, 16 of videos.[/]"),
     ] = None,
-    allow_partial: AllowPartial = False,
+    fusion: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a model with a joint head, its share in the fused score; one half if not given."
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="EPIC-KITCHENS-100: challenge file to write (.zip).")
+    ] = None,
+    supervision: Annotated[
+        str | None,
+        typer.Option(
+            help="EPIC-KITCHENS-100: supervision levels of the submission (pre-training, labels, training data), 0 to 5 "
+            "each. [dim]Default: 2,3,4.[/]"
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="EPIC-KITCHENS-100: file for the official script to write (.pkl).")
+    ] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            help="Use what is there of an incomplete cache; write --submission and --results with clips missing.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
     device: Device = None,
     precision: Precision = None,
     workdir: Workdir = _DEFAULT_WORKDIR,
 ) -> None:
-    """Multi-view accuracy of a run or model file, with the clips it covers.
+    """Multi-view accuracy of a run or model file, with 95 % intervals and the clips it covers.
 
     A stage-2 run is evaluated on its cache. A run of `pretrain` is evaluated on its videos, and anything on the videos of
-    --dataset or --manifest, where both halves run.
+    --dataset or --manifest, where both halves run. EPIC-KITCHENS-100 gets its 12 official numbers.
     """
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.workspace import Workspace
@@ -1086,15 +1158,24 @@ def evaluate(
     from vivit.stage2_temporal.run_folder import cache_of
 
     workspace = Workspace(workdir)
-    path = _trained(run, workspace)
+    paths = [_trained(name, workspace) for name in run] if run else [_trained(None, workspace)]
     has_videos = dataset is not None or manifest is not None
     if cache is not None and has_videos:
         raise ConfigError("pass either --cache, or videos with --dataset or --manifest")
-    if has_videos or (cache is None and is_model(path)):
+    if len(paths) > 1 and (submission or results):
+        raise ConfigError("--submission and --results are of one run: pass --run once")
+    common = _given(
+        split=split, average=average, batch_size=batch_size, device=device, precision=precision, fusion=fusion,
+        submission=submission, supervision=supervision, results=results, allow_partial=allow_partial,
+    )  # fmt: skip
+
+    def on_videos(path: Path) -> "Evaluation":
         from vivit.end_to_end.evaluate_videos import VideoEvaluateConfig, evaluate_videos
+        from vivit.pipeline.datasets.ek100_official import is_ek100
         from vivit.pipeline.recipes import recipe_of
 
-        _refuse("on videos", max_views=max_views, allow_partial=allow_partial or None)
+        writes_files = submission is not None or results is not None
+        _refuse("on videos", max_views=max_views, allow_partial=(allow_partial and not writes_files) or None)
         clips, root = (
             _clips(dataset, manifest, data_root, annotations, workspace)
             if has_videos
@@ -1103,28 +1184,40 @@ def evaluate(
         recipe = recipe_of(clips.dataset)
         given = _given(stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops)
         print(f"views of a model that has none of its own: {recipe.summary(vars(recipe.views), given)}")
-        on_videos = VideoEvaluateConfig(
+        config = VideoEvaluateConfig(
             run=path,
             data_root=root,
             default_views=recipe.views,
             views=given,
-            **_given(split=split, average=average, backbone=backbone, batch_size=batch_size, device=device, precision=precision),
+            annotations=_one_folder(annotations) if dataset is None or is_ek100(clips.heads) else None,
+            **common,
+            **_given(backbone=backbone),
+        )
+        _print_settings("evaluate", config.settings)
+        return evaluate_videos(config, clips)
+
+    def on_cache(path: Path) -> "Evaluation":
+        _refuse(
+            "on a cache", stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops,
+            backbone=backbone,
         )  # fmt: skip
-        _print_settings("evaluate", vars(on_videos))
-        _print_evaluation(evaluate_videos(on_videos, clips), path)
-        return
-    _refuse(
-        "on a cache", stride=stride, fps=fps, resize=resize, test_clips=test_clips, test_crops=test_crops,
-        backbone=backbone,
-    )  # fmt: skip
-    cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(path))
-    config = EvaluateConfig(
-        run=path,
-        cache=cache_path,
-        **_given(split=split, average=average, max_views=max_views, batch_size=batch_size, allow_partial=allow_partial, device=device, precision=precision),
-    )  # fmt: skip
-    _print_settings("evaluate", vars(config))
-    _print_evaluation(run_evaluate(config), path)
+        cache_path = _cache_path(cache, workspace) if cache else _say("cache of the run", cache_of(path))
+        config = EvaluateConfig(
+            run=path,
+            cache=cache_path,
+            annotations=_one_folder(annotations),
+            **common,
+            **_given(max_views=max_views),
+        )
+        _print_settings("evaluate", config.settings)
+        return run_evaluate(config)
+
+    found = []
+    for path in paths:
+        found.append(on_videos(path) if has_videos or (cache is None and is_model(path)) else on_cache(path))
+        _print_evaluation(found[-1], path)
+    if len(found) > 1:
+        _print_mean(found, paths[0])
 
 
 @app.command(
@@ -1180,31 +1273,35 @@ def _clips(
     dataset: str | None,
     manifest: str | None,
     data_root: str | None,
-    annotations: Path | None,
+    annotations: list[Path] | None,
     workspace: Any,
 ) -> "tuple[Manifest, Location]":
     """The manifest that was asked for, and the folder of its videos."""
-    from vivit.pipeline.datasets import read_dataset
+    from vivit.pipeline.datasets import load_dataset
     from vivit.pipeline.errors import ConfigError
     from vivit.pipeline.manifest import Manifest
     from vivit.pipeline.storage import location
 
     if (dataset is None) == (manifest is None):
-        raise ConfigError("pass either --dataset NAME (ek100, folder, webdataset) or --manifest FILE")
+        raise ConfigError("pass either --dataset NAME (ek100, ssv2, folder, ...) or --manifest FILE")
     if manifest is not None:
         file = location(manifest)
         return Manifest.read(file), _data_root(data_root) or file.resolve().parent
     assert dataset is not None
-    clips, root = read_dataset(dataset, _data_root(data_root), annotations)
-    clips.write(workspace.manifests / f"{clips.dataset}.parquet")
-    return clips, root
+    loaded = load_dataset(dataset, _data_root(data_root), annotations)
+    for name, place in loaded.files.taken.items():
+        print(f"{name}: {place}")
+    for note in loaded.files.notes:
+        print(f"note: {note}")
+    loaded.manifest.write(workspace.manifest_of(loaded.manifest.dataset))
+    return loaded.manifest, loaded.files.data_root
 
 
 def _manifest_of(clips: "Manifest", manifest: str | None, workspace: Any) -> "Location":
     """The file that `_clips` read or wrote."""
     from vivit.pipeline.storage import location
 
-    return location(manifest) if manifest else Path(workspace.manifests / f"{clips.dataset}.parquet")
+    return location(manifest) if manifest else Path(workspace.manifest_of(clips.dataset))
 
 
 def _data_root(text: str | None) -> "Location | None":
@@ -1249,6 +1346,15 @@ def _run_or(name: str, workspace: Any) -> str:
     """The folder of the run called `name` where there is one, else `name` itself: a word or a path."""
     run = workspace.runs / name
     return str(run) if os.sep not in name and (run / "model.safetensors").is_file() else name
+
+
+def _one_folder(annotations: list[Path] | None) -> Path | None:
+    """The folder with a benchmark's official lists; ConfigError where there are several."""
+    if annotations is not None and len(annotations) > 1:
+        from vivit.pipeline.errors import ConfigError
+
+        raise ConfigError("the official lists of a benchmark lie in one folder: pass --annotations once")
+    return annotations[0] if annotations else None
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -1390,20 +1496,26 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(table)
 
 
-def _print_manifest(manifest: "Manifest", root: "Location") -> None:
-    missing = manifest.missing_videos(root)
-    rows = []
-    for split in manifest.splits:
-        clips = manifest.of_split(split)
-        rows.append([split, str(len(clips)), str(len({clip.video for clip in clips}))])
-    _table(f"{manifest.dataset} in {root}", ["split", "clips", "videos"], rows)
-    print(
-        "heads: "
-        + (", ".join(f"{head} ({len(names)} classes)" for head, names in manifest.heads.items()) or "none")
-    )
-    if missing:
-        shown = "".join(f"\n  {video}" for video in missing[:20])
-        print(f"{len(missing)} videos are missing:{shown}" + ("\n  ..." if len(missing) > 20 else ""))
+def _print_report(report: "DatasetReport") -> None:
+    from rich.console import Console
+
+    from vivit.pipeline.report_text import summary
+
+    console = Console(soft_wrap=True)
+    for part in summary(report):
+        console.print(part, highlight=False)
+
+
+def _write_report(report: "DatasetReport", manifest: "Manifest", workdir: Path) -> None:
+    from vivit.pipeline.report_text import full_text
+    from vivit.pipeline.workspace import Workspace, storage_errors, write_atomically
+
+    path = Workspace(workdir).manifest_of(manifest.dataset)
+    manifest.write(path)
+    with storage_errors(path):
+        write_atomically(path.with_suffix(".report.json"), report.to_json())
+        write_atomically(path.with_suffix(".report.txt"), full_text(report).encode())
+    print(f"wrote {path}, and the report beside it: {path.with_suffix('.report.txt').name}, .json")
 
 
 def _print_packed(summary: "PackSummary") -> None:
@@ -1557,23 +1669,85 @@ def _print_evaluation(evaluation: "Evaluation", run: Path) -> None:
     rows = [
         [
             name,
-            *(
-                "-" if value is None else f"{value:.2%}"
-                for value in (s.top1, s.top5, s.mean_class, s.top1_of_all)
-            ),
+            str(score.num_clips),
+            *(_percent(getattr(score, key), score.intervals.get(key)) for key in _MEASURES),
         ]
-        for name, s in evaluation.scores.items()
+        for name, score in evaluation.scores.items()
     ]
     coverage = evaluation.coverage
     views = f"{evaluation.num_views} views ({evaluation.average} averaged)"
     title = f"{evaluation.split}: {coverage.num_evaluated} of {coverage.num_clips} clips, {views}"
     if rows:
-        _table(title, ["head", "top-1", "top-5", "mean class", "top-1 of all"], rows)
+        _table(title, ["head", "clips", *_MEASURES.values()], rows)
+        print("in brackets: 95 % intervals (bootstrap over clips)")
     else:
         print(f"{title}: no labels, so no scores; the logits of each clip are written")
+    if evaluation.fusion is not None and rows:
+        print(
+            f"fused: {1 - evaluation.fusion:g} of the product of verb and noun, {evaluation.fusion:g} of the joint head"
+        )
+    if evaluation.official:
+        _print_official(evaluation)
+    for note in evaluation.notes:
+        print(f"note: {note}")
     if coverage.left_out:
         print("left out: " + ", ".join(f"{count} {outcome}" for outcome, count in coverage.left_out.items()))
     print(f"wrote {output_folder(run) / evaluation.split}.json and .parquet")
+
+
+_MEASURES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class", "top1_of_all": "top-1 of all"}
+
+
+def _percent(share: float | None, interval: "list[float] | None" = None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.2%}" + (f" ({interval[0] * 100:.1f}-{interval[1] * 100:.1f})" if interval else "")
+
+
+def _print_official(evaluation: "Evaluation") -> None:
+    """EPIC-KITCHENS-100's 12 numbers as papers show them."""
+    columns = {
+        "top-1": "all_{}_accuracy_at_1",
+        "top-5": "all_{}_accuracy_at_5",
+        "unseen top-1": "unseen_{}_accuracy_at_1",
+        "tail top-1": "tail_{}_accuracy_at_1",
+    }
+    rows = []
+    for head in ("verb", "noun", "action"):
+        numbers = [evaluation.official.get(name.format(head)) for name in columns.values()]
+        rows.append(
+            [
+                head,
+                *(
+                    "-" if n is None else _percent(n.percent / 100, [end / 100 for end in n.interval])
+                    for n in numbers
+                ),
+            ]
+        )
+    _table("EPIC-KITCHENS-100", ["", *columns], rows)
+
+
+def _print_mean(evaluations: "list[Evaluation]", first: Path) -> None:
+    from vivit.stage2_temporal.evaluate import output_folder
+    from vivit.stage2_temporal.mean_evaluation import mean_evaluation
+
+    mean = mean_evaluation(evaluations)
+    same = "the same clips" if mean.num_clip_sets == 1 else f"{mean.num_clip_sets} different sets of clips"
+    rows = [
+        [
+            head,
+            *(_percent(values.get(key)) for key in _MEASURES),
+            ", ".join(f"{top1:.2%}" for top1 in mean.top1_of_runs[head]),
+        ]
+        for head, values in mean.scores.items()
+    ]
+    if rows:
+        _table(
+            f"{mean.split}: mean of {len(mean.runs)} runs on {same}",
+            ["head", *_MEASURES.values(), "top-1 of each"],
+            rows,
+        )
+    print(f"wrote {mean.write(output_folder(first))}")
 
 
 def _print_demo(result: "DemoResult", folder: Path) -> None:

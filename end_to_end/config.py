@@ -91,7 +91,17 @@ class PretrainConfig(TemporalOptions, Optimisation):
         if self.clip_timeout_sec <= 0:
             raise ConfigError(f"clip_timeout_sec must be above 0, got {self.clip_timeout_sec}")
         if self.model != FACTORISED_ENCODER:
-            for name in ("freeze", "adapter", "init", "depth", "num_heads", "mlp_ratio", "adapter_width"):
+            parts = (
+                "freeze",
+                "adapter",
+                "init",
+                "depth",
+                "num_heads",
+                "mlp_ratio",
+                "adapter_width",
+                "joint_head",
+            )
+            for name in parts:
                 value = getattr(self, name)
                 if value != getattr(PretrainConfig, name):
                     raise ConfigError(f"{name} {value} needs the two halves of --model fe, not {self.model}")
@@ -104,6 +114,8 @@ class PretrainConfig(TemporalOptions, Optimisation):
         from vivit.stage2_temporal.init_source import file_sha256
 
         values = {name: value for name, value in vars(self).items() if name not in _NOT_IN_IDENTITY}
+        if not self.joint_head:
+            del values["joint_head"]  # runs from before there were any stay the same
         for name in ("backbone", "weights"):
             if (file := local_file(values[name])).exists():
                 values[name] = f"sha256:{file_sha256(file)}"

@@ -17,15 +17,17 @@ from vivit.pipeline.storage import Location
 from vivit.pipeline.views import ViewSpec
 from vivit.pipeline.workspace import nearest
 from vivit.stage1_extract.extract import check_videos
-from vivit.stage2_temporal.evaluate import check_classes, clip_table, output_folder, write_evaluation
-from vivit.stage2_temporal.evaluation import Evaluation, coverage_of, scores_of
+from vivit.stage2_temporal.evaluate import check_classes, output_folder
+from vivit.stage2_temporal.evaluation import Evaluation
+from vivit.stage2_temporal.report_options import ReportOptions
+from vivit.stage2_temporal.reporting import ScoredSplit, check_clips, check_options, report
 from vivit.stage2_temporal.scoring import AVERAGES, Average
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoEvaluateConfig:
+class VideoEvaluateConfig(ReportOptions):
     """What is evaluated on videos, and how."""
 
     run: Path
@@ -52,6 +54,7 @@ class VideoEvaluateConfig:
     """Threads that decode ahead; 0 chooses for this machine."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.average not in AVERAGES:
             raise nearest(self.average, list(AVERAGES), "average")
         if self.batch_size < 1:
@@ -70,7 +73,9 @@ def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluati
     )
     logger.info("views: %s", predictor.views)
     check_classes(predictor.classes, manifest.heads, run=config.run, other=Path(manifest.dataset))
+    check_options(config, manifest, predictor.pairs)
     clips = manifest.of_split(config.split)
+    check_clips(config, manifest, config.split, np.arange(len(clips)))
     reading = predictor.reading(
         config.data_root, device=config.device, precision=config.precision, threads=config.decode_threads
     )
@@ -84,23 +89,22 @@ def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluati
         raise DataError(
             f"no clip of split {config.split!r} could be read: {records[0].outcome}, {records[0].message}"
         )
-    labels = manifest.labels(config.split)
-    evaluation = Evaluation(
+    scored = ScoredSplit(
+        manifest=manifest,
+        split=config.split,
+        rows=rows,
+        logits=logits,
+        records=records,
+        num_views=predictor.views.num_views(config.split),
+        pairs=predictor.pairs,
+    )
+    return report(
+        scored,
+        config,
+        output_folder(config.run),
         run=str(config.run),
         cache="",
         cache_identity="",
-        split=config.split,
         average=config.average,
-        num_views=predictor.views.num_views(config.split),
         epoch=predictor.epoch,
-        scores=scores_of(logits, labels, rows),
-        coverage=coverage_of(list(records)),
     )
-    table = clip_table(
-        [clips[row].clip_id for row in rows],
-        {head: values[rows] for head, values in labels.items()},
-        logits,
-        evaluation.num_views,
-    )
-    write_evaluation(output_folder(config.run), evaluation, table)
-    return evaluation

@@ -21,6 +21,7 @@ from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.clip_reader import CropSettings, default_decode_threads
 from vivit.stage1_extract.encoder import Normalise
 from vivit.stage2_temporal.evaluate import is_model, known_classes, load_model
+from vivit.stage2_temporal.joint_head import JOINT_HEAD, Pairs, pairs_of
 from vivit.stage2_temporal.run_folder import RunFolder
 from vivit.stage2_temporal.time_sampling import TimeSampling
 
@@ -40,9 +41,14 @@ class Predictor:
     """Names of the classes of each head in id order, or their number where they have no names."""
     epoch: int
     """Epoch of the weights; 0 where it is not known."""
+    pairs: Pairs | None = None
+    """Classes of the joint head, where there is one; it is not among `classes`."""
 
     def names(self, head: str) -> list[str]:
         """Names of the classes of a head; made up where they are not known."""
+        if self.pairs is not None and head == JOINT_HEAD:
+            verbs, nouns = self.names("verb"), self.names("noun")
+            return [f"{verbs[verb]} {nouns[noun]}" for verb, noun in self.pairs.split()]
         classes = self.classes[head]
         return [f"{head} {i}" for i in range(classes)] if isinstance(classes, int) else classes
 
@@ -86,6 +92,7 @@ def load_predictor(
         views=_views_of(stored, default or ViewSpec(), views),
         classes=known_classes(stored),
         epoch=int(stored.metrics.get("epoch", 0)),
+        pairs=pairs_of(stored.rest),
     )
 
 
@@ -128,7 +135,8 @@ def _of_stage2(path: Path, backbone: str | None, given: Mapping[str, Any]) -> Pr
     if training.get("num_frames") is not None:
         sampling = TimeSampling.of(settings.num_times, half.config.time, training["frame_sampling"])
         model.used_times = sampling.of_middle
-    return Predictor(path, model.eval(), frozen.config, views, config["heads"], epoch)
+    pairs = pairs_of(half.config.to_dict())
+    return Predictor(path, model.eval(), frozen.config, views, config["heads"], epoch, pairs)
 
 
 def _frozen_backbone(

@@ -37,6 +37,7 @@ from vivit.stage2_temporal.fit import Report, fit, resume
 from vivit.stage2_temporal.init_source import read_source
 from vivit.stage2_temporal.initialisation import initialise, write_origins
 from vivit.stage2_temporal.interruption import before_first_step
+from vivit.stage2_temporal.joint_head import JOINT_HEAD, Pairs, pairs_of, with_joint_head
 from vivit.stage2_temporal.learner import Learner, fresh_model
 from vivit.stage2_temporal.parallel import (
     gathered,
@@ -89,6 +90,11 @@ class _Setup:
     precision: str
 
     @property
+    def pairs(self) -> Pairs | None:
+        """Classes of the joint head, where there is one."""
+        return pairs_of(self.rest)
+
+    @property
     def reading(self) -> Reading:
         """How clips are read for validation: one central view."""
         config = self.config
@@ -139,6 +145,8 @@ def pretrain(config: PretrainConfig, report: Report | None = None) -> PretrainRe
         with before_first_step():
             setup = _set_up(config, device)
             clips, labels = _labelled(setup.manifest, config.train_split)
+            if setup.pairs is not None:
+                labels[JOINT_HEAD] = setup.pairs.labels(labels["verb"], labels["noun"])
             _check_processes(config, len(clips))
             model = fresh_model(
                 lambda: create_video_model(config.model, setup.spatial, setup.rest), config.seed
@@ -217,7 +225,10 @@ def _set_up(config: PretrainConfig, device: torch.device) -> _Setup:
     time = config.views.num_frames // tubelet
     if config.model == FACTORISED_ENCODER:
         dim = int(getattr(image.model, "num_features"))  # noqa: B009 (Module's own type is Tensor)
-        rest = config.temporal_model(dim=dim, time=time, heads=heads).to_dict()
+        pairs = None
+        if config.joint_head:
+            pairs = Pairs.seen(_labelled(manifest, config.train_split)[1], manifest.heads)
+        rest = config.temporal_model(dim=dim, time=time, **with_joint_head(heads, pairs)).to_dict()
     else:
         pooling = "token" if config.model == JOINT else "mean"
         rest = {
@@ -306,19 +317,20 @@ def _validate(setup: _Setup, model: nn.Module) -> dict[str, float]:
     own = [clips[row] for row in rows]
     logits, records = video_logits(model, own, setup.reading, batch_size=_VALIDATION_VIEWS)
     read = rows[[record.usable for record in records]] if records else rows[:0]
-    return _metrics_of(gathered((read, logits)), labels)
+    return _metrics_of(gathered((read, logits)), labels, setup.pairs)
 
 
 def _metrics_of(
     parts: Sequence[tuple[npt.NDArray[np.int64], Mapping[str, npt.NDArray[np.float32]]]],
     labels: Mapping[str, npt.NDArray[np.int32]],
+    pairs: Pairs | None,
 ) -> dict[str, float]:
     parts = [part for part in parts if len(part[0])]
     if not parts:
         return {}
     rows = np.concatenate([rows for rows, _ in parts])
-    logits = {head: np.concatenate([values[head] for _, values in parts]) for head in labels}
-    return validation_metrics(logits, {head: values[rows] for head, values in labels.items()})
+    logits = {head: np.concatenate([values[head] for _, values in parts]) for head in parts[0][1]}
+    return validation_metrics(logits, {head: values[rows] for head, values in labels.items()}, pairs)
 
 
 def _keep(setup: _Setup, run: RunFolder, model: nn.Module, metrics: Mapping[str, Any]) -> None:

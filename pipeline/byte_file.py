@@ -74,6 +74,11 @@ class _Positioned(io.RawIOBase):
         self._at = at
         return at
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Without room for more than there is: the header of a broken tar may ask for any number of bytes."""
+        left = max(0, self._size - self._at)
+        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+
     def readinto(self, target: "WriteableBuffer") -> int:
         view = memoryview(target).cast("B")
         data = self._read_at(self._start + self._at, min(len(view), max(0, self._size - self._at)))

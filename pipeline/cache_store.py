@@ -4,13 +4,14 @@ Both keep the same contract: a file appears whole or not at all, and stays once 
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from vivit.pipeline.folder_lock import folder_lock, part_lock
 from vivit.pipeline.lease import check_held, folder_lease, lease
 from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url
-from vivit.pipeline.workspace import sync_folder, write_atomically
+from vivit.pipeline.workspace import partial_of, sync_folder, write_atomically
 
 Shards = dict[str, dict[str, Any]]
 """`bytes` and `sha256` of each shard, by its name in the cache."""
@@ -36,7 +37,9 @@ _SYNC_THREADS = 4
 _PUT_THREADS = 8
 _LEDGER_THREADS = 16
 _MAKING = ".making"
-_MAKING_WAIT_SEC, _MAKING_POLL_SEC = 60.0, 0.2
+_SETTINGS = ".lock-settings"
+_WAIT_SEC, _POLL_SEC = 60.0, 0.2
+"""How long another process that makes the cache, or changes its settings, is waited for."""
 _REMEDY = "wait for it, or choose another --cache"
 
 
@@ -75,6 +78,9 @@ class CacheStore(Protocol):
     def lock(self, part: tuple[int, int] | None) -> AbstractContextManager[None]:
         """Hold the cache, or part i of n of it, for writing; CacheError where another process does."""
 
+    def settings_lock(self) -> AbstractContextManager[None]:
+        """Hold the cache's settings for a moment, to read and change them; waits for holders of other parts."""
+
     def check_held(self) -> None:
         """CacheError where this process held the cache and lost it."""
 
@@ -105,7 +111,7 @@ class FolderFiles:
         path = self._path
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise _not_a_cache(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = partial_of(path)
         with _removed_on_failure(partial):
             for name, data in documents.items():
                 write_atomically(partial / name, data)
@@ -130,8 +136,11 @@ class FolderFiles:
             sync_folder(path.parent)
 
     def ledger(self, split: str) -> dict[str, bytes]:
-        found = (self._path / "ledger" / split).glob("[0-9]*.json")
-        return {path.name: path.read_bytes() for path in sorted(found)}
+        entries = {}
+        for path in sorted((self._path / "ledger" / split).glob("[0-9]*.json")):
+            with suppress(FileNotFoundError):  # its block is being written anew just now
+                entries[path.name] = path.read_bytes()
+        return entries
 
     def write_shards(
         self,
@@ -170,6 +179,13 @@ class FolderFiles:
         ):
             yield
 
+    @contextmanager
+    def settings_lock(self) -> Iterator[None]:
+        with (self._path / _SETTINGS).open("a") as file:
+            with suppress(OSError):  # a file system without locks, of which the lock of the cache has warned
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def check_held(self) -> None:
         """A file's lock is held until the process ends."""
 
@@ -181,7 +197,7 @@ class ObjectFiles:
         self._url = url
 
     def make(self, documents: Mapping[str, bytes]) -> None:
-        url, until = self._url, time.monotonic() + _MAKING_WAIT_SEC
+        url, until = self._url, time.monotonic() + _WAIT_SEC
         others = {name for name in url.sizes_below() if name not in documents and not name.startswith(".")}
         if url.is_file() or others:
             raise _not_a_cache(url)
@@ -196,7 +212,7 @@ class ObjectFiles:
             except CacheError:  # others that make it now: the jobs of an array begin together
                 if (url / _ABOUT).is_file() or time.monotonic() > until:
                     raise
-                time.sleep(_MAKING_POLL_SEC)
+                time.sleep(_POLL_SEC)
 
     def _refuse_if_made(self) -> None:
         if (self._url / _ABOUT).is_file():
@@ -250,6 +266,20 @@ class ObjectFiles:
     def lock(self, part: tuple[int, int] | None) -> AbstractContextManager[None]:
         return folder_lease(self._url, part, CacheError, _REMEDY)
 
+    @contextmanager
+    def settings_lock(self) -> Iterator[None]:
+        until = time.monotonic() + _WAIT_SEC
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(lease(self._url / _SETTINGS, self._url, CacheError, _REMEDY))
+                    break
+                except CacheError:
+                    if time.monotonic() > until:
+                        raise
+                time.sleep(_POLL_SEC)
+            yield
+
     def check_held(self) -> None:
         check_held(self._url, CacheError)
 
@@ -291,4 +321,7 @@ def _synced(path: Path) -> dict[str, Any]:
 
 def _clear(folder: Path, pattern: str) -> None:
     for leftover in folder.glob(pattern):
-        leftover.unlink()
+        if not leftover.name.startswith(
+            ".nfs"
+        ):  # deleted, and open in another process: NFS removes it by itself
+            leftover.unlink(missing_ok=True)

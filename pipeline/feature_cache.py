@@ -168,6 +168,10 @@ class FeatureCache:
         with self._files.lock(part):
             yield
 
+    def check_held(self) -> None:
+        """CacheError where this process has lost the lease of a cache in an object store to another one."""
+        self._files.check_held()
+
     # --- what is in it ---
 
     @property
@@ -225,10 +229,12 @@ class FeatureCache:
         lock, and opens the cache again to write them."""
         if "train" not in self.splits:
             raise CacheError(f"{self.path} has no training clips: only these get more views")
-        about = _read_attributes(self.path)
-        steps = about.get(_VIEW_STEPS, [self.settings.views.train_views])
-        if total > steps[-1]:
-            self._write_documents(self.settings, about | {_VIEW_STEPS: [*steps, total]}, [_GROUP])
+        with self._changing_settings():
+            about = _read_attributes(self.path)
+            settings = _parse_settings(self.path, about["settings"])
+            steps = about.get(_VIEW_STEPS, [settings.views.train_views])
+            if total > steps[-1]:
+                self._write_documents(settings, about | {_VIEW_STEPS: [*steps, total]}, [_GROUP])
 
     def publish_views(self) -> bool:
         """Let readers see appended views that all clips have; whether there were any. The caller holds the lock.
@@ -242,9 +248,18 @@ class FeatureCache:
         if reached <= self.unpublished_views.start:
             return False
         settings = replace(self.settings, views=replace(self.settings.views, train_views=reached))
-        about = _read_attributes(self.path) | {"settings": settings.to_dict()}
-        self._write_documents(settings, about, ["train/features/zarr.json", _GROUP])
-        return True
+        with self._changing_settings():
+            about = _read_attributes(self.path)
+            if _parse_settings(self.path, about["settings"]).views.train_views < reached:
+                about |= {"settings": settings.to_dict()}
+                self._write_documents(settings, about, ["train/features/zarr.json", _GROUP])
+        return True  # by this process, or by that of another part
+
+    @contextmanager
+    def _changing_settings(self) -> Iterator[None]:
+        """Between reading and writing the settings no process of another part changes them."""
+        with storage_errors(self.path), self._files.settings_lock():
+            yield
 
     def _write_documents(
         self, settings: CacheSettings, about: Mapping[str, Any], names: Sequence[str]
@@ -298,8 +313,11 @@ class FeatureCache:
         were appended (see `usable_views`).
         """
         records: list[ClipRecord | None] = [None] * self.shape(split)[0]
-        for entry in self._entries[split][views or self.view_ranges(split)[0]].values():
-            records[entry.rows[0] : entry.rows[1]] = entry.records
+        for block, entry in self._entries[split][views or self.view_ranges(split)[0]].items():
+            start, stop = self.rows(split, block)
+            # else the entry is of another block, which `verify` says
+            if tuple(entry.rows) == (start, stop) and len(entry.records) == stop - start:
+                records[start:stop] = entry.records
         return records
 
     def usable_rows(self, split: str) -> npt.NDArray[np.int64]:
@@ -463,7 +481,7 @@ def library_versions() -> dict[str, str]:
 def _parse_settings(path: Location, values: Mapping[str, Any]) -> CacheSettings:
     try:
         return CacheSettings.from_dict(values)
-    except TypeError as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise CacheError(f"{path} was made by another version of vivit ({error}): extract again") from None
 
 

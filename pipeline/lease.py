@@ -30,6 +30,8 @@ _WHOLE = ".lock"
 _PART = re.compile(r"\.lock-(\d+)-of-(\d+)")
 _RELEASE_SEC = 5.0
 _ATTEMPTS = 5
+_HIDDEN = "hidden"
+"""What is known of a process of another user where /proc does not show it."""
 _held: "set[_Lease]" = set()
 """The leases of folders that this process holds."""
 
@@ -57,7 +59,10 @@ def folder_lease(
 
 def check_held(folder: Url, error: type[VivitError]) -> None:
     """`error` where this process held `folder` and lost it: it was stopped, or cut off, for longer than a lease holds."""
-    if any(held.folder == folder and held.is_lost for held in list(_held)):
+    mine = [held for held in list(_held) if held.folder == folder]
+    for held in mine:
+        held.renew_if_late()
+    if any(held.is_lost for held in mine):
         raise error(
             f"{folder} was taken over by another process while this one did not renew its lease: "
             "what is committed stays; run the same command again when the other has ended"
@@ -123,7 +128,7 @@ class _Record:
     @property
     def is_live(self) -> bool:
         is_here = self.machine != "" and self.machine == _machine()
-        if is_here and self.process_started != _started(self.process):
+        if is_here and _started(self.process) not in (self.process_started, _HIDDEN):
             return False
         return time.time() < self.until
 
@@ -137,12 +142,16 @@ class _Lease:
         self._version: Version | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._renewing = threading.Lock()
+        self._safe_until = 0.0
+        """Unix time in seconds until which nobody else can have taken the lease."""
         self.is_lost = False
 
     def take(self) -> None:
         for _ in range(_ATTEMPTS):
             with suppress(FileExistsError, FileNotFoundError):
                 self._version = self._created()
+                self._safe_until = self._record.until
                 self._thread.start()
                 return
         raise self._error(f"{self.folder} is being written by other processes: {self._remedy}")
@@ -169,6 +178,8 @@ class _Lease:
         except NotImplementedError:
             if version is None and self._url.is_file():
                 raise FileExistsError(str(self._url)) from None
+            if self._version is not None and not self._is_mine():
+                raise FileExistsError(str(self._url)) from None
             if self._version is None:
                 logger.warning(
                     "%s has no conditional put, so that two processes that begin in the same moment do not see each other: "
@@ -179,18 +190,35 @@ class _Lease:
             self._url.write_bytes(data)
             return self._url.read_versioned()[1]
 
+    def _is_mine(self) -> bool:
+        found = _Record.from_json(self._url.read_bytes())
+        return found is not None and found.token == self._record.token
+
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_SEC):
-            self._record = replace(self._record, renewed=time.time())
             try:
-                self._renew()
+                with self._renewing:
+                    self._renew()
             except VivitError as error:
                 logger.warning("the lease of %s was not renewed: %s", self.folder, error)
             if self.is_lost:
                 logger.error("%s was taken over by another process", self.folder)
                 return
 
+    def renew_if_late(self) -> None:
+        """Ask the store whether the lease is lost, where it was not renewed in time; StorageError where it does not answer.
+
+        A process that was stopped goes on with its work before the thread that renews has had an answer.
+        """
+        with self._renewing:
+            for _ in range(2):  # a lease that was removed is made again by the second
+                if time.time() >= self._safe_until:
+                    self._renew()
+
     def _renew(self) -> None:
+        if self.is_lost:
+            return
+        self._record = replace(self._record, renewed=time.time())
         try:
             self._version = self._put(self._version)
         except (FileExistsError, FileNotFoundError):
@@ -202,6 +230,10 @@ class _Lease:
             found = _Record.from_json(data)
             self.is_lost = found is None or found.token != self._record.token
             self._version = version
+            if found is not None and not self.is_lost:  # the answer to an earlier renewal was lost
+                self._safe_until = found.until
+        else:
+            self._safe_until = self._record.until
 
     def release(self) -> None:
         self._stop.set()
@@ -257,6 +289,17 @@ def _started(process: int) -> str:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return ""
+        return "" if _is_gone(process) else _HIDDEN
     state, *fields = stat.rpartition(")")[2].split()
     return "" if state in "ZX" else fields[18]
+
+
+def _is_gone(process: int) -> bool:
+    """Whether there is no process of this number, also where those of other users are hidden."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from vivit.pipeline.errors import StorageError, WeightsError
 from vivit.pipeline.parallel import in_parallel
 from vivit.pipeline.storage import Location, Url, location
-from vivit.pipeline.workspace import sync_folder
+from vivit.pipeline.workspace import sync_folder, user_caches
 
 _PIECE_BYTES = 16 << 20
 _FETCH_THREADS = 8
@@ -56,8 +56,7 @@ def local_copy(place: Location) -> Path:
 
 def copies_folder() -> Path:
     """Where the copies lie."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "vivit" / "objects"
+    return user_caches() / "objects"
 
 
 def _fetch(url: Url, size: int, path: Path) -> None:
@@ -66,7 +65,9 @@ def _fetch(url: Url, size: int, path: Path) -> None:
     with partial.open("wb") as file:
 
         def piece(offset: int) -> None:
-            os.pwrite(file.fileno(), url.read_range(offset, min(_PIECE_BYTES, size - offset)), offset)
+            data = url.read_range(offset, min(_PIECE_BYTES, size - offset))
+            # The number only now: after an interruption the file is closed, and the number may be another one's.
+            os.pwrite(file.fileno(), data, offset)
 
         in_parallel(piece, range(0, size, _PIECE_BYTES), _FETCH_THREADS)
         os.fsync(file.fileno())

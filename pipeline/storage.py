@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from vivit.pipeline.errors import ConfigError
 
@@ -304,10 +304,10 @@ def _checked_key(text: str) -> str:
 
 
 def _file_path(text: str) -> Path:
-    parts = urlsplit(text)
-    if parts.netloc not in ("", "localhost") or not parts.path:
+    host, slash, path = text.partition("://")[2].partition("/")
+    if host not in ("", "localhost") or not slash:
         raise ConfigError("a file:// URL needs three slashes and an absolute path: file:///folder/name")
-    return Path(unquote(parts.path))
+    return Path(unquote(f"/{path}"))  # `#` and `?` are letters like others in the name of a file
 
 
 class _ObjectFile(io.RawIOBase):

@@ -252,8 +252,10 @@ def _reason(text: str, status: int, code: str) -> str:
 
 
 def _scrubbed(text: str) -> str:
-    """`text` without users in addresses, and without any value that the environment keeps under the name of a secret."""
+    """`text` without users and queries in addresses, which may be signatures or tokens, and without any value that the
+    environment keeps under the name of a secret."""
     text = re.sub(r"//[^/@\s]*@", "//", text)
+    text = re.sub(r"(https?://[^\s?\"']*)\?[^\s\"')]*", r"\1?***", text)
     for name, value in os.environ.items():
         if len(value) >= 4 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")

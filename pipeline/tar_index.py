@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from vivit.pipeline.byte_file import FilePart, StoreFile, open_regular
+from vivit.pipeline.errors import StorageError
 from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_walk import BLOCK_BYTES, TarContent, TarMember, is_header_of, walk
-from vivit.pipeline.workspace import write_atomically
+from vivit.pipeline.workspace import user_caches, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -225,12 +226,14 @@ def _state(tar: Location) -> tuple[int, str | None]:
 
 def _stored(tar: Location, size_bytes: int, version: str | None) -> TarIndex | None:
     """The index of this state of the tar from a file: beside it, or in the cache folder."""
-    for path in (index_path(tar), _cached_path(tar)):
+    for path_of in (index_path, _cached_path):
+        path: Location = path_of(tar)
         try:
             index = TarIndex.from_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (ValueError, PermissionError) as error:
+        except (ValueError, PermissionError, StorageError) as error:
+            # StorageError: a store that may not be listed answers 403 where there is no object.
             logger.warning("the index %s is not used (%s)", path, error)
             continue
         if index.size_bytes == size_bytes and index.version in (None, version):
@@ -254,8 +257,7 @@ def _walked(tar: Location, size_bytes: int, version: str | None) -> TarIndex:
 
 def _cached_path(tar: Location) -> Path:
     """Where the index of a tar is kept that has none beside it."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or caches / "vivit" / "tar-indexes")
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or user_caches() / "tar-indexes")
     return folder / f"{hashlib.sha256(os.fsencode(str(tar.absolute()))).hexdigest()[:32]}.json"
 
 

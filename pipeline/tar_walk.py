@@ -10,6 +10,8 @@ from vivit.pipeline.errors import DataError
 
 BLOCK_BYTES = 512
 """Unit of a tar: each header is one, and the data of each member fill whole ones."""
+ENDS_INSIDE = "the tar ends inside it"
+"""Why the last member of a tar that was cut short is not read."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PROGRAMS = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}
 _SUFFIXES = {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zstd": ".zst"}
@@ -143,7 +145,7 @@ def _why_not(info: tarfile.TarInfo, size_bytes: int, links: set[str], names: set
     if _utf8(info.name) != info.name:
         return "the name is not UTF-8"
     if info.offset_data + info.size > size_bytes:
-        return "the tar ends inside it"
+        return ENDS_INSIDE
     if info.name in names:
         return "the name stands twice: the first one counts"
     return ""

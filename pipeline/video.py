@@ -14,19 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vivit.pipeline.errors import DataError
+from vivit.pipeline.frame_source import frames_of, read_frame_clips
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.picture import quarter_turns
-from vivit.pipeline.video_clip import ClipInWork, ClipResult, ClipSpan, FrameSink
+from vivit.pipeline.video_clip import (
+    END_SLACK_SEC,
+    ClipInWork,
+    ClipResult,
+    ClipSpan,
+    FrameSink,
+    why_no_frames,
+)
 from vivit.pipeline.video_decoder import OpenVideo, Reader
-from vivit.pipeline.video_location import VideoSource
+from vivit.pipeline.video_location import FrameSource, VideoSource
 from vivit.pipeline.video_pass import FrameRange, Pass, Trouble, count_in, frames_that_come
 from vivit.pipeline.video_source import Failure, Limit, Stopped, source_name
 from vivit.pipeline.video_timeline import TIME_EPSILON_SEC, Timeline
 
 __all__ = ["ClipResult", "ClipSpan", "FrameSink", "VideoInfo", "probe", "read_clips", "read_frames"]
-
-_END_SLACK_SEC = 0.5
-"""Annotations may reach this far past the end of a whole video."""
 
 
 def read_clips(
@@ -46,8 +51,14 @@ def read_clips(
     """
     clips = [ClipInWork(i, span, sink) for i, (span, sink) in enumerate(zip(spans, sinks, strict=True))]
     unfinished = {clip.position for clip in clips}
+    limit = Limit(timeout_sec, stop or threading.Event())
     try:
-        with OpenVideo(source, Limit(timeout_sec, stop or threading.Event())) as video:
+        if isinstance(source, FrameSource):
+            for clip, result in read_frame_clips(source, clips, limit):
+                unfinished.discard(clip.position)
+                yield clip.position, result
+            return
+        with OpenVideo(source, limit) as video:
             for clip, result in _read(video, clips):
                 video.check_store()
                 unfinished.discard(clip.position)
@@ -110,6 +121,8 @@ class VideoInfo:
 def probe(source: VideoSource, *, timeout_sec: float = 120.0) -> VideoInfo:
     """Reads all packets and decodes the first frame."""
     try:
+        if isinstance(source, FrameSource):
+            return _frames_info(source)
         with OpenVideo(source, Limit(timeout_sec)) as video:
             frame = next(itertools.chain.from_iterable(Reader(video).steps()), None)
             if frame is None:
@@ -126,6 +139,24 @@ def probe(source: VideoSource, *, timeout_sec: float = 120.0) -> VideoInfo:
             )
     except Failure as failure:
         raise _data_error(source, failure) from failure
+
+
+def _frames_info(source: FrameSource) -> VideoInfo:
+    frames = frames_of(source)
+    picture = next(
+        (p for n in range(frames.timeline.num_frames) if (p := frames.picture(n)) is not None), None
+    )
+    if picture is None:
+        raise Failure(Outcome.NO_FRAMES, "no frame can be decoded")
+    return VideoInfo(
+        container="frames",
+        codec=frames.names[0].rpartition(".")[2].lower(),
+        num_frames=frames.timeline.num_frames,
+        frame_rate=source.rate,
+        duration_sec=frames.timeline.end_sec,
+        width=picture.shape[1],
+        height=picture.shape[0],
+    )
 
 
 def _data_error(source: VideoSource, reason: ClipResult | Failure) -> DataError:
@@ -270,24 +301,15 @@ def _result(
     """
     num_frames = clip.num_frames
     if num_frames == 0:
-        return ClipResult(Outcome.NO_FRAMES, _why_no_frames(clip.span, timeline))
+        return ClipResult(Outcome.NO_FRAMES, why_no_frames(clip.span, timeline))
     beyond_sec = clip.span.end - timeline.end_sec
     if video.is_truncated and (beyond_sec > TIME_EPSILON_SEC or count_in(trouble.cut, needed)):
         message = f"truncated: the file ends inside an element, {num_frames} frames are left"
         return ClipResult(Outcome.PARTIAL, message, num_frames)
-    if _END_SLACK_SEC < beyond_sec < math.inf:
+    if END_SLACK_SEC < beyond_sec < math.inf:
         message = f"the clip ends at {clip.span.end:.3f} s, but the video at {timeline.end_sec:.3f} s"
         return ClipResult(Outcome.PARTIAL, message, num_frames)
     if num_damaged := count_in(trouble.damage, needed):
         message = f"corrupt: {num_damaged} packets or frames are damaged"
         return ClipResult(Outcome.CORRUPT, message, num_frames)
     return ClipResult(Outcome.OK, "", num_frames)
-
-
-def _why_no_frames(span: ClipSpan, timeline: Timeline) -> str:
-    if timeline.num_frames == 0:
-        return "no frame can be decoded"
-    if span.start >= timeline.end_sec:
-        return f"the clip starts at {span.start:.3f} s, but the video ends at {timeline.end_sec:.3f} s"
-    end = "the end" if span.end == math.inf else f"{span.end:.3f} s"
-    return f"no frame can be decoded from {span.start:.3f} s to {end}"

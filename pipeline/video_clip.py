@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.video_timeline import Timeline
 
+END_SLACK_SEC = 0.5
+"""Annotations may reach this far past the end of a whole video."""
+
 
 @dataclass(frozen=True)
 class ClipSpan:
@@ -90,3 +93,13 @@ class ClipInWork:
         self.first = frames[0]
         self.index_of = {frames[index]: index for index in indices}
         self.wanted = list(self.index_of)
+
+
+def why_no_frames(span: ClipSpan, timeline: Timeline) -> str:
+    """Why no frame of a video belongs to a clip."""
+    if timeline.num_frames == 0:
+        return "no frame can be decoded"
+    if span.start >= timeline.end_sec:
+        return f"the clip starts at {span.start:.3f} s, but the video ends at {timeline.end_sec:.3f} s"
+    end = "the end" if span.end == math.inf else f"{span.end:.3f} s"
+    return f"no frame can be decoded from {span.start:.3f} s to {end}"

@@ -2,9 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,8 @@ Result = TypeVar("Result")
 
 _IN_TAR = ".tar::"
 """Ends the name of a tar, and a member's name follows."""
+_FRAMES = "::frames@"
+"""Behind a folder or tar of frames; their rate follows."""
 _REQUESTS = 32
 """Requests to a store that are made at a time."""
 
@@ -34,8 +38,32 @@ class TarVideo:
         return f"{self.tar}::{self.member}"
 
 
-VideoSource = Path | Url | TarVideo | bytes
+@dataclass(frozen=True)
+class FrameSource:
+    """A video as JPEG or PNG frames in a folder or a tar, numbered from 1, at a fixed rate."""
+
+    place: Location
+    """The folder, or the tar."""
+    rate: float
+    """Frames a second."""
+
+    def __str__(self) -> str:
+        return frames_name(str(self.place), self.rate)
+
+
+VideoSource = Path | Url | TarVideo | FrameSource | bytes
 """What can be opened as a video."""
+
+
+def frames_name(place: str, rate: float) -> str:
+    """The manifest's `video` of frames in a folder or tar: `P01/rgb_frames/P01_01.tar::frames@60`."""
+    return f"{place}{_FRAMES}{rate:g}"
+
+
+def split_frames(video: str) -> tuple[str, float] | None:
+    """Folder or tar, and frames a second, of what `frames_name` made; None for any other video."""
+    place, found, rate = video.rpartition(_FRAMES)
+    return (place, float(rate)) if found and re.fullmatch(r"\d+(\.\d+)?", rate) and float(rate) > 0 else None
 
 
 def split_video(video: str) -> tuple[str, str | None]:
@@ -44,48 +72,64 @@ def split_video(video: str) -> tuple[str, str | None]:
     return (tar + ".tar", member) if found else (video, None)
 
 
-def video_at(data_root: Location, video: str) -> Path | Url | TarVideo:
+def video_at(data_root: Location, video: str) -> Path | Url | TarVideo | FrameSource:
     """Where a manifest's `video` lies: below the data root, or where its URL or absolute path says."""
+    if (frames := split_frames(video)) is not None:
+        return FrameSource(_place(data_root, frames[0]), frames[1])
     name, member = split_video(video)
-    place = location(name) if is_url(name) else data_root / name
-    return place if member is None else TarVideo(place, member)
+    return _place(data_root, name) if member is None else TarVideo(_place(data_root, name), member)
+
+
+def _place(data_root: Location, name: str) -> Location:
+    return location(name) if is_url(name) else data_root / name
 
 
 def missing_videos(data_root: Location, videos: Iterable[str]) -> list[str]:
     """Those of `videos` that are not there, each once, in the order given.
 
-    Indexes of tars are read, and stores are asked for lists, rather than for one video after the other.
+    Indexes of tars are read, and folders and stores are asked for lists, rather than for one video after the other.
     """
-    places = {video: video_at(data_root, video) for video in videos}
-    files = {video: place for video, place in places.items() if not isinstance(place, TarVideo)}
-    tars: dict[Location, set[str]] = {}
-    for place in places.values():
-        if isinstance(place, TarVideo):
-            tars.setdefault(place.tar, set())
-    for tar, members in zip(tars, _each(_members, tars), strict=True):
-        tars[tar] = members
-    there = _there(set(files.values()))
-    return [
-        video
-        for video, place in places.items()
-        if (place.member not in tars[place.tar] if isinstance(place, TarVideo) else place not in there)
-    ]
+    in_tars: dict[str, list[tuple[str, str]]] = {}
+    in_folders: dict[str, list[tuple[str, str]]] = {}
+    unique = dict.fromkeys(videos)
+    for video in unique:
+        frames = split_frames(video)
+        file, member = (frames[0], None) if frames else split_video(video)
+        if member is None:
+            folder, slash, name = file.rpartition("/")
+            in_folders.setdefault(folder + slash, []).append((video, name))
+        else:
+            in_tars.setdefault(file, []).append((video, member))
+    there: set[str] = set()
+    for found in _each(partial(_in_tar, data_root), in_tars.items()):
+        there |= found
+    for found in _each(partial(_in_folder, data_root), in_folders.items()):
+        there |= found
+    return [video for video in unique if video not in there]
 
 
 def is_video_file(data_root: Location, video: str) -> bool:
-    """Whether a video is a file, an object or a member of a tar that can be read."""
+    """Whether a video is a file, an object, a member of a tar that can be read, or frames."""
     place = video_at(data_root, video)
+    if isinstance(place, FrameSource):
+        return place.place.exists()
     return place.member in _members(place.tar) if isinstance(place, TarVideo) else place.is_file()
 
 
 def first_local(data_root: Location, videos: Iterable[str]) -> Path | None:
     """The first file on this machine (a video, or the tar that holds one) that is there."""
     for video in videos:
-        place = video_at(data_root, video)
-        file = place.tar if isinstance(place, TarVideo) else place
+        file = _file_of(video_at(data_root, video))
         if isinstance(file, Path) and file.is_file():
             return file
     return None
+
+
+def _file_of(place: Path | Url | TarVideo | FrameSource) -> Location:
+    """The file or folder that holds a video."""
+    if isinstance(place, TarVideo):
+        return place.tar
+    return place.place if isinstance(place, FrameSource) else place
 
 
 def _members(tar: Location) -> set[str]:
@@ -100,26 +144,42 @@ def _members(tar: Location) -> set[str]:
     return set()
 
 
-def _there(files: set[Path | Url]) -> set[Path | Url]:
-    """Those of some files that exist."""
+def _in_tar(data_root: Location, entry: tuple[str, list[tuple[str, str]]]) -> set[str]:
+    """Those of some videos, given with their members, that are in a tar."""
+    tar, videos = entry
+    members = _members(_place(data_root, tar))
+    return {video for video, member in videos if member in members}
+
+
+def _in_folder(data_root: Location, entry: tuple[str, list[tuple[str, str]]]) -> set[str]:
+    """Those of some videos of one folder, given with their names, that exist.
+
+    Single ones are asked for by name, many by one listing.
+    """
+    name, videos = entry
+    names: Collection[str] | None = None
+    if len(videos) >= _REQUESTS:
+        folder = _place(data_root, name)
+        names = _names_in(folder) if isinstance(folder, Path) else folder.sizes_below()
+    if names is not None:
+        return {video for video, file in videos if file in names}
+    return {video for video, file in videos if _exists(_place(data_root, name + file))}
+
+
+def _exists(file: Location) -> bool:
     # Path.exists raises for a name that is too long; os.path.exists says False.
-    found: set[Path | Url] = {file for file in files if isinstance(file, Path) and os.path.exists(file)}
-    urls = [file for file in files if isinstance(file, Url)]
-    folders: dict[Url, list[Url]] = {}
-    for url in urls:
-        folders.setdefault(url.parent, []).append(url)
-    for some in _each(_listed, folders.items()):
-        found |= some
-    return found
+    return os.path.exists(file) if isinstance(file, Path) else file.is_file()
 
 
-def _listed(entry: tuple[Url, list[Url]]) -> set[Url]:
-    """Those of some objects of one folder that exist: single ones are asked for by name, many by one listing."""
-    folder, urls = entry
-    if len(urls) < _REQUESTS:
-        return {url for url in urls if url.is_file()}
-    names = folder.sizes_below()
-    return {url for url in urls if url.name in names}
+def _names_in(folder: Path) -> set[str] | None:
+    """Names of what is in a folder and, if it is a link, leads somewhere; None where the folder cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None
 
 
 def _each(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -23,7 +23,7 @@ from vivit.pipeline.errors import DataError
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.storage import Url
 from vivit.pipeline.tar_index import NotInTarError, open_member
-from vivit.pipeline.video_location import TarVideo, VideoSource
+from vivit.pipeline.video_location import FrameSource, TarVideo, VideoSource
 
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,gif,flv,asf,ogg,mpeg"
 """The demuxers that may open a file: none of them follows names of other files."""
@@ -79,6 +79,8 @@ def open_source(source: VideoSource) -> BinaryIO:
     """
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if isinstance(source, FrameSource):
+        raise Failure(Outcome.NOT_A_VIDEO, f"frames, not a video file: {source}")
     try:
         if isinstance(source, Path):
             return open_regular(source)

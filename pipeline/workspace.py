@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ class Workspace:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    def manifest_of(self, dataset: str) -> Path:
+        """Where the manifest of a data set is kept."""
+        return self.manifests / f"{file_name(dataset)}.parquet"
 
     def newest_cache(self) -> Path:
         """The cache made last; raises CacheError when there is none."""
@@ -101,7 +106,7 @@ def write_atomically(path: Location, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -112,6 +117,23 @@ def write_atomically(path: Location, data: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def user_caches() -> Path:
+    """Folder for what can be made again: `$XDG_CACHE_HOME/vivit`, or `~/.cache/vivit`; ConfigError where there is no home."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "vivit"
+    except RuntimeError:  # no HOME and a user without a name, as in some containers
+        raise ConfigError(
+            "there is no home folder to keep copies in: set XDG_CACHE_HOME to a folder"
+        ) from None
+
+
+def partial_of(path: Path) -> Path:
+    """Where `path` is made before it gets its name: another for each writer, also on other machines (in containers
+    process numbers are often the same)."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def sync_folder(folder: Path) -> None:

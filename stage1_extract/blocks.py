@@ -285,10 +285,12 @@ def commit(caches: Sequence[FeatureCache], computed: ComputedBlock) -> None:
     """Write a computed block; rows of a committed block that were not tried again stay as they are."""
     work = computed.work
     for part in computed.parts:
-        cache, features, records = caches[part.target], part.features, part.records
+        cache, features, records, about = caches[part.target], part.features, part.records, part.about
         if len(work.rows) < len(range(*cache.rows(work.split, work.block))):
             features, records = _with_the_others(cache, work, part)
-        cache.commit(work.split, work.block, features, records, part.about, views=work.views)
+            if work.is_retry:
+                about = _common([cache.entries(work.split, work.views)[work.block].about, about])
+        cache.commit(work.split, work.block, features, records, about, views=work.views)
 
 
 def without_rows(caches: Sequence[FeatureCache], work: Work) -> ComputedBlock:
@@ -317,7 +319,7 @@ def joined(work: Work, pieces: Sequence[ComputedBlock]) -> ComputedBlock:
 
 def _joined_parts(parts: Sequence[BlockFeatures]) -> BlockFeatures:
     """What one cache gets, its seconds added up."""
-    about = {name: value for part in parts for name, value in part.about.items()}
+    about = _common([part.about for part in parts])
     times = [name for name in about if name.endswith("_sec")]
     return BlockFeatures(
         target=parts[0].target,
@@ -325,6 +327,16 @@ def _joined_parts(parts: Sequence[BlockFeatures]) -> BlockFeatures:
         features=np.concatenate([part.features for part in parts]),
         about=about | {name: round(sum(part.about.get(name, 0.0) for part in parts), 3) for name in times},
     )
+
+
+def _common(abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is true of all clips of a block that were made at several times: the machine, say, only where it was the same."""
+    *others, last = abouts
+    return {
+        name: value
+        for name, value in last.items()
+        if name.endswith("_sec") or all(about.get(name) == value for about in others if about)
+    }
 
 
 def _worst(records: Sequence[list[ClipRecord]]) -> list[ClipRecord]:

@@ -207,12 +207,12 @@ def _finished(clip: Clip, result: ClipResult, cutter: _Cutters, views: ViewSpec)
     return ClipCrops(clip, result, crops if result.outcome.usable else None)
 
 
-def jobs_of(clips: Sequence[Clip]) -> Iterator[list[Clip]]:
-    """Neighbouring clips of the same video, at most `CLIPS_PER_JOB` together."""
+def jobs_of(clips: Sequence[Clip], most: int = CLIPS_PER_JOB) -> Iterator[list[Clip]]:
+    """Neighbouring clips of the same video, at most so many together."""
     for _, same in groupby(clips, key=lambda clip: clip.video):
         together = list(same)
-        for start in range(0, len(together), CLIPS_PER_JOB):
-            yield together[start : start + CLIPS_PER_JOB]
+        for start in range(0, len(together), most):
+            yield together[start : start + most]
 
 
 class Watch(threading.Event):
@@ -239,6 +239,8 @@ class _Job:
     clips: Sequence[Clip]
     done: queue.Queue[ClipCrops | BaseException]
     watch: Watch
+    thread: threading.Thread | None = None
+    """The one that decodes it, from its beginning on."""
 
 
 class CropStream:
@@ -267,6 +269,8 @@ class CropStream:
         self._stop = threading.Event()
         self._begun: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._ending: list[_Job] = []
+        """Jobs whose crops all came, and whose video may still have to be closed."""
         for _ in range(threads):
             self._threads.append(_started(self._serve))
 
@@ -288,7 +292,9 @@ class CropStream:
 
     def _in_order(self, waiting: Iterator[Sequence[Clip]], running: list[_Job]) -> Iterator[ClipCrops]:
         while running:
-            yield from self._results(running.pop(0))
+            job = running.pop(0)
+            yield from self._results(job)
+            self._ending = [*self._still_ending(), job]
             running += [self._begin(job) for job in islice(waiting, self._jobs_ahead - len(running))]
 
     def _job(self, clips: Sequence[Clip]) -> _Job:
@@ -307,6 +313,7 @@ class CropStream:
 
     def _work(self, job: _Job) -> None:
         """Decode one job into its queue."""
+        job.thread = threading.current_thread()
         job.watch.alive_at = time.monotonic()
         try:
             count = 0
@@ -345,11 +352,28 @@ class CropStream:
             try:
                 return job.done.get(timeout=_POLL_SEC)
             except queue.Empty:
+                self._replace_hung_enders()
                 if job.watch.silent_sec < self._hang_sec:
                     continue
-            job.watch.set()
-            self._threads.append(_started(self._serve))
+            self._give_up(job)
             return None
+
+    def _replace_hung_enders(self) -> None:
+        """Give up the threads that hang after their last clip: the next job may wait for one of them."""
+        self._ending = self._still_ending()
+        for job in [job for job in self._ending if job.watch.silent_sec >= self._hang_sec]:
+            self._ending.remove(job)
+            self._give_up(job)
+
+    def _still_ending(self) -> list[_Job]:
+        return [job for job in self._ending if job.watch.alive_at is not None]
+
+    def _give_up(self, job: _Job) -> None:
+        """Leave a decoder that hangs to itself, and put a new thread in the place of its."""
+        job.watch.set()
+        if job.thread in self._threads:
+            self._threads.remove(job.thread)
+            self._threads.append(_started(self._serve))
 
     def _after_hang(self, clips: Sequence[Clip]) -> Iterator[ClipCrops]:
         """The crops of clips whose decoder hung, each from a pass of its own; one clip alone has hung itself."""

@@ -6,7 +6,7 @@ from typing import Any
 from vivit.pipeline.backbones import PRETRAINED
 from vivit.pipeline.cache_settings import Backbone, CacheSettings
 from vivit.pipeline.errors import ConfigError
-from vivit.pipeline.storage import Location
+from vivit.pipeline.storage import Location, is_url
 from vivit.pipeline.views import ViewSpec
 
 
@@ -58,7 +58,8 @@ class ExtractConfig:
     torch_threads: int = 0
     """Threads of the encoder on the CPU; 0 is torch's choice, and for Ray workers an equal share of the cores."""
     decode_workers: int = 0
-    """Processes that decode for each Ray worker, on whatever nodes have cores free; 0 decodes in the worker's threads."""
+    """Processes that decode for each block that a Ray worker has (two at most), on whatever nodes have cores free; 0
+    decodes in the worker's threads."""
     log_json: str | None = None
     """File that gets what happens as JSON lines, `-` for standard error; None is none."""
 
@@ -91,6 +92,10 @@ class ExtractConfig:
         share = self.gpus_per_worker
         if share is not None and (share < 0 or (share > 1 and share != int(share))):
             raise ConfigError(f"gpus_per_worker must be 0, a fraction of 1 or a whole number, got {share:g}")
+        if self.log_json is not None and is_url(self.log_json):
+            raise ConfigError(
+                "log_json must be a file on this machine, not a URL: copy it when the run has ended"
+            )
         if self.max_failures is not None and self.max_failures < 0:
             raise ConfigError(f"max_failures must be at least 0, got {self.max_failures}")
 

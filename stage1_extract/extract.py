@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from vivit.pipeline.cache_settings import Backbone
-from vivit.pipeline.errors import CacheError, ConfigError, DataError, InterruptedRunError
+from vivit.pipeline.errors import BlockError, CacheError, ConfigError, DataError, InterruptedRunError
 from vivit.pipeline.feature_cache import WEIGHTS_FILE, FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Manifest
-from vivit.pipeline.outcomes_table import write_outcomes
+from vivit.pipeline.outcomes_table import outcomes_table, write_outcomes
 from vivit.pipeline.storage import Location
 from vivit.pipeline.video_location import video_at
 from vivit.stage1_extract.blocks import (
@@ -252,9 +252,10 @@ def _complete(
     """Let an engine do what is missing in caches that are held; `outcomes.parquet` is written whatever comes."""
     config = configs[0]
     todo = missing_work(caches, part=config.part, retry_failed=config.retry_failed)
+    failed = set[tuple[str, int]]().union(*map(_failed_rows, caches))
     again = {(work.split, row) for work in todo if work.is_retry for row in work.rows}
     with event_log(config.log_json) as log:
-        tally = Tally(failed=len(_failed_rows(caches[0]) - again), max_failures=config.max_failures, log=log)
+        tally = Tally(failed=failed - again, max_failures=config.max_failures, log=log)
         log.write(
             "begin", caches=[cache.path for cache in caches], blocks=len(todo),
             clips=sum(len(work.rows) for work in todo), config=describe(config),
@@ -271,6 +272,14 @@ def _complete(
             caches = [_published(cache) for cache in caches]
             for cache in caches:
                 write_outcomes(cache)
+                if config.part is not None:
+                    _complete_outcomes(cache)
+        for cache in caches:
+            if config.part is None and (missing := cache.missing(unpublished=True)):
+                raise BlockError(
+                    f"{cache.path}: {missing}, though the run committed all: another process wrote there, or files were "
+                    "removed. Run the same command again"
+                )
         done = Counter(target for work in todo for target in work.targets)
         summaries = [_summary(cache, tally, done[target]) for target, cache in enumerate(caches)]
         for summary in summaries:
@@ -291,6 +300,15 @@ def _published(cache: FeatureCache) -> FeatureCache:
         cache = FeatureCache.open(cache.path, allow_partial=True)
         logger.info("%s: training clips have %d views now", cache.path, cache.settings.views.train_views)
     return cache
+
+
+def _complete_outcomes(cache: FeatureCache) -> None:
+    """Write `outcomes.parquet` again where another part finished the cache meanwhile: its table may have been replaced by
+    the older one of this process. While blocks are missing, those who commit them write it later."""
+    now = FeatureCache.open(cache.path, allow_partial=True)
+    table = outcomes_table(now)
+    if table["outcome"].null_count == 0 and not table.equals(outcomes_table(cache)):
+        write_outcomes(now)
 
 
 def _failed_rows(cache: FeatureCache) -> set[tuple[str, int]]:

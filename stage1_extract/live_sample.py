@@ -172,7 +172,9 @@ def _same_machine(abouts: Sequence[Mapping[str, Any]], encoder: SpatialEncoder) 
         "versions": library_versions(),
         "torch_threads": abouts[0].get("torch_threads"),
     }
-    return all(about.get(name) == value for about in abouts for name, value in here.items())
+    return all(
+        value is not None and about.get(name) == value for about in abouts for name, value in here.items()
+    )
 
 
 def _least_cosine(here: npt.NDArray[np.float16], there: npt.NDArray[np.float16]) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
 
-from vivit.pipeline.datasets.folder import VIDEO_SUFFIXES
+from vivit.pipeline.datasets.tree import VIDEO_SUFFIXES
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
 from vivit.pipeline.video_location import split_video
 

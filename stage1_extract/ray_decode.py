@@ -1,19 +1,24 @@
 """Decoding in processes of its own, on whatever nodes have cores free: ready crops travel to the worker that encodes.
 
-Ray retries nothing: it would retry a decode that ran out of memory for ever.
+Ray retries nothing: it would retry a decode that ran out of memory for ever. A task never waits for the encoder, since it
+would keep its core meanwhile: those of a block that is decoded ahead would take the cores from the one that is encoded.
 """
 
 import contextlib
 import faulthandler
 import logging
+import platform
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self
 
+from vivit.pipeline.errors import StorageError
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip
 from vivit.pipeline.outcome import Outcome
 from vivit.pipeline.storage import Location
@@ -32,8 +37,8 @@ from vivit.stage1_extract.clip_reader import (
 
 logger = logging.getLogger(__name__)
 
-CRASHES_BEFORE_SINGLE = 2
-"""Processes that a job may take with it before its clips are read one by one, and that a single clip may."""
+CRASHES_OF_SEVERAL, CRASHES_OF_ONE = 2, 3
+"""Processes that a job takes with it before its clips are read one by one, and a single clip before it has crashed."""
 LOSSES = 5
 """Times that a job is begun again because a node, its memory or its results were lost."""
 _BEAT_SEC = 1.0
@@ -43,9 +48,12 @@ _WAIT_SEC, _GET_SEC = 5.0, 30.0
 
 
 def decode_job(
-    data_root: Location, clips: Sequence[Clip], settings: Sequence[CropSettings]
+    data_root: Location, clips: Sequence[Clip], settings: Sequence[CropSettings], witness: Path | None = None
 ) -> Iterator[ClipCrops]:
-    """The crops of clips of one video, one after the other. Runs in a process of its own, which ends when it hangs."""
+    """The crops of clips of one video, one after the other. Runs in a process of its own, which ends when it hangs.
+
+    `witness`: see `check_node`.
+    """
     stop = threading.Event()
     watch = Watch(stop)
     watch.alive_at = time.monotonic()
@@ -60,7 +68,8 @@ def decode_job(
     keeper.start()
     try:
         for crops in crop_clips(video_at(data_root, clips[0].video), clips, settings, stop=watch):
-            watch.alive_at = None  # it waits until the crops are asked for
+            check_node([crops.record], witness)
+            watch.alive_at = None  # Ray takes them over
             yield crops
             watch.alive_at = time.monotonic()
     finally:
@@ -81,18 +90,25 @@ class _Job:
 
 
 class RayCropStream:
-    """Like `CropStream`, with Ray tasks in the place of threads: at most `processes` at a time, each `budget_bytes` /
-    `processes` ahead of the encoder at most."""
+    """Like `CropStream`, with Ray tasks in the place of threads: at most `processes` at a time, each for as many clips of
+    a video as fit into `budget_bytes` / `processes`, one at least."""
 
     def __init__(
-        self, data_root: Location, settings: Sequence[CropSettings], *, processes: int, budget_bytes: int
+        self,
+        data_root: Location,
+        settings: Sequence[CropSettings],
+        *,
+        processes: int,
+        budget_bytes: int,
+        witness: Path | None = None,
     ) -> None:
+        """`witness`: see `check_node`."""
         import ray
 
-        self._ray, self._data_root, self._settings = ray, data_root, settings
+        self._ray, self._data_root, self._settings, self._witness = ray, data_root, settings, witness
         self._processes, self._budget_bytes = processes, budget_bytes
         self._running: deque[_Job] = deque()
-        self._decode = ray.remote(decode_job)
+        self._decode: Any = ray.remote(decode_job)  # ray's types know no argument with a default
         self._near = _near(ray)
 
     def __enter__(self) -> Self:
@@ -105,7 +121,7 @@ class RayCropStream:
 
     def read(self, clips: Iterable[Sequence[Clip]]) -> Iterator[ClipCrops]:
         """The crops of all clips of `clips` (lists of one split each), in order; decoding begins with the call."""
-        waiting = (job for together in clips for job in jobs_of(together))
+        waiting = (job for together in clips for job in jobs_of(together, self._most(together)))
         self._begin_more(waiting)
         return self._in_order(waiting)
 
@@ -120,11 +136,15 @@ class RayCropStream:
             self._begin(_Job(clips)) for clips in islice(waiting, self._processes - len(self._running))
         ]
 
+    def _most(self, clips: Sequence[Clip]) -> int:
+        """How many clips of one split may be a job: their crops wait for the encoder when the task is done."""
+        if not clips:
+            return 1
+        room = self._budget_bytes // (self._processes * clip_bytes(self._settings, clips[0].split))
+        return max(1, min(CLIPS_PER_JOB, room))
+
     def _begin(self, job: _Job) -> _Job:
         """Let a process read the clips of a job that did not come yet."""
-        left = job.clips[job.taken :]
-        room = self._budget_bytes // (self._processes * clip_bytes(self._settings, left[0].split))
-        ahead = max(1, min(CLIPS_PER_JOB, room))
         task = self._decode.options(
             name="decode",
             num_cpus=1,
@@ -132,9 +152,8 @@ class RayCropStream:
             max_retries=0,
             num_returns="streaming",
             scheduling_strategy=self._near,
-            _generator_backpressure_num_objects=ahead,
         )
-        job.results = task.remote(self._data_root, left, self._settings)
+        job.results = task.remote(self._data_root, job.clips[job.taken :], self._settings, self._witness)
         return job
 
     def _end(self, job: _Job) -> None:
@@ -148,9 +167,9 @@ class RayCropStream:
                 item = self._next(job)
             except errors.RayTaskError as error:
                 raise error.cause from None
-            except errors.WorkerCrashedError as error:
+            except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
                 job.crashes += 1
-                if job.crashes >= CRASHES_BEFORE_SINGLE:
+                if job.crashes >= (CRASHES_OF_SEVERAL if len(job.clips) > 1 else CRASHES_OF_ONE):
                     yield from self._one_by_one(job, error)
                     return
                 logger.warning("a process that decoded %s died: it is read again", job.clips[0].video)
@@ -181,7 +200,9 @@ class RayCropStream:
         """The crops of the clips that are left of a job that took processes with it; one clip alone has crashed."""
         left = job.clips[job.taken :]
         if len(job.clips) == 1:
-            message = "the process that decoded it died or hung, also when it read nothing else"
+            message = (
+                "the process that decoded it died, hung or used up the memory, also when it read nothing else"
+            )
             logger.warning("%s: %s", left[0].clip_id, message)
             yield ClipCrops(left[0], ClipResult(Outcome.CRASHED, message), None)
             return
@@ -189,7 +210,22 @@ class RayCropStream:
             "processes that decoded %s died (%s): its clips are read one by one", left[0].video, cause
         )
         for clip in left:
-            yield from self._results(self._begin(_Job([clip])))
+            alone = self._begin(_Job([clip]))
+            try:
+                yield from self._results(alone)
+            finally:
+                self._end(alone)
+
+
+def check_node(records: Sequence[ClipRecord], witness: Path | None) -> None:
+    """StorageError where videos are missing and so is `witness`, which the driver sees: then it is this node that lacks
+    them, and not the data set. None for no such video."""
+    if witness is None or not any(record.outcome == Outcome.MISSING for record in records):
+        return
+    if not witness.is_file():
+        raise StorageError(
+            f"{witness} does not exist on {platform.node()}: the videos must be on a file system that all nodes share"
+        )
 
 
 def _near(ray: Any) -> Any:

@@ -44,6 +44,8 @@ ATTEMPTS = 3
 """Times that a block is tried before the run goes on without it."""
 DEATHS_BEFORE_SINGLE = 2
 """Workers that a block may take with it before its clips are tried one at a time."""
+ERRORS_IN_ROW = 2
+"""Blocks that a worker may fail one after the other before it is replaced: after some errors of a GPU, all calls fail."""
 _BLOCKS_IN_WORK = 2
 """Blocks that a worker has: one goes through the encoder while the next is decoded."""
 _START_SEC = 900.0
@@ -52,6 +54,8 @@ _WAIT_SEC, _GET_SEC = 5.0, 60.0
 _PULSE_SEC = 1.0
 _GROW_SEC = 10.0
 _DRAIN_SEC = 60.0
+_MOST_NAMED = 10
+"""Failed blocks that an error names."""
 
 
 @dataclass(eq=False)
@@ -90,6 +94,7 @@ class _Slot:
 
     handle: Any
     since: float = field(default_factory=time.monotonic)
+    """When it was begun, or told to open the caches."""
     is_ready: bool = False
     is_dead: bool = False
     tasks: list[_Task] = field(default_factory=list)
@@ -101,18 +106,29 @@ class _Slot:
     """When it was last asked for its pulse."""
     is_asked: bool = False
     """Whether the answer is still to come."""
+    errors_in_row: int = 0
+    """Blocks that failed in it since the last one that did not."""
 
-    def takes(self, task: _Task, most: int) -> bool:
-        """Whether it may have this task beside those it has."""
-        if not self.is_ready or self.is_dead or len(self.tasks) >= most:
+    @property
+    def is_spent(self) -> bool:
+        """Whether it gets no more blocks, and is replaced when it has none."""
+        return self.errors_in_row >= ERRORS_IN_ROW
+
+    def has_room(self, most: int) -> bool:
+        """Whether it may have another task at all."""
+        if not self.is_ready or self.is_spent or len(self.tasks) >= most:
             return False
-        return not self.tasks or not (task.is_alone or self.tasks[0].is_alone)
+        return not self.tasks or not self.tasks[0].is_alone
+
+    def takes(self, task: _Task) -> bool:
+        """Whether it may have this task beside those it has, where there is room."""
+        return not (self.tasks and task.is_alone)
 
     def show(self, done: dict[BlockKey, InWork]) -> None:
         """Take over what is done of the blocks that it still has."""
         keys = {(task.work.split, task.work.block) for task in self.tasks}
         if self.tally is not None:
-            self.tally.state = "works" if self.tasks else "ready"
+            self.tally.state = "lost" if self.is_dead else "works" if self.tasks else "ready"
             self.tally.in_work = InWork.sum(part for key, part in done.items() if key in keys)
 
 
@@ -189,6 +205,8 @@ class RayWorkers:
                     self._open(slot)
             try:
                 while self._todo or self._num_in_work:
+                    for cache in caches:
+                        cache.check_held()
                     self._grow()
                     self._hand_out()
                     self._ask_for_pulses()
@@ -197,14 +215,18 @@ class RayWorkers:
                 self._drain()
                 raise
         if self._failed:
+            named = ", ".join(map(str, self._failed[:_MOST_NAMED]))
+            others = len(self._failed) - _MOST_NAMED
             raise BlockError(
                 f"{len(self._failed)} of {len(todo)} blocks failed {ATTEMPTS} times and are not in {caches[0].path}: "
-                f"{', '.join(map(str, self._failed))}. The others stay; run the same command again to try these"
+                f"{named}{f' and {others} others' if others > 0 else ''}. "
+                "The others stay; run the same command again to try these"
             )
 
     @property
     def _num_in_work(self) -> int:
-        return sum(len(slot.tasks) for slot in self._slots)
+        """Blocks whose calls did not end yet: those of a lost worker end when each call is seen to have failed."""
+        return sum(call.task is not None for call in self._calls.values())
 
     def _drain(self) -> None:
         """Let the blocks in work be committed, for some time."""
@@ -249,6 +271,7 @@ class RayWorkers:
         self._calls[slot.handle.load.remote(self._configs)] = _Call(slot, "load")
 
     def _open(self, slot: _Slot) -> None:
+        slot.since = time.monotonic()
         self._calls[slot.handle.open.remote(self._mark, self._extractor)] = _Call(slot, "open")
 
     def _replace(self, slot: _Slot, cause: str) -> None:
@@ -257,8 +280,6 @@ class RayWorkers:
             return
         slot.is_dead = True
         slot.show({})
-        if slot.tally is not None:
-            slot.tally.state = "lost"
         self._slots.remove(slot)
         self._ray.kill(slot.handle, no_restart=True)
         self._deaths_in_row += 1
@@ -301,7 +322,9 @@ class RayWorkers:
             for slot in self._slots:
                 if most > 1 and len(self._todo) < len(self._slots):
                     return
-                task = next((task for task in self._todo if slot.takes(task, most)), None)
+                if not slot.has_room(most):
+                    continue
+                task = next((task for task in self._todo if slot.takes(task)), None)
                 if task is not None:
                     self._todo.remove(task)
                     self._call(slot, task)
@@ -338,7 +361,8 @@ class RayWorkers:
 
     def _check_start(self) -> None:
         """BlockError where no worker ever comes up."""
-        waited = time.monotonic() - min(slot.since for slot in self._slots)
+        # since the last one was begun: some may wait for ever for a GPU, beside those that come and go
+        waited = time.monotonic() - max(slot.since for slot in self._slots)
         if waited > _START_SEC and not any(slot.is_ready for slot in self._slots):
             raise BlockError(
                 f"no worker started within {waited:.0f} s: `ray status` shows whether other jobs hold the GPUs"
@@ -363,7 +387,7 @@ class RayWorkers:
                 slot.show(result)
                 self._shown.changed()
         elif call.task is not None:
-            self._deaths_in_row = 0
+            self._deaths_in_row = slot.errors_in_row = 0
             if isinstance(result, ComputedBlock):
                 self._single_done(slot, call.task, result)
             else:
@@ -385,12 +409,13 @@ class RayWorkers:
         self._log("preflight", worker=slot.name, clip_id=record.clip_id, outcome=record.outcome)
 
     def _raised(self, call: _Call, error: BaseException) -> None:
-        """An error in a worker that lives: of ours, it is the user's to solve; of its start, the worker is given up."""
+        """An error in a worker that lives: of the first start, it is the user's to solve; later, a worker that does not
+        come up is given up, and a block is tried again."""
         if call.kind == "pulse":
             call.slot.is_asked = False
             return
         is_start = call.kind in ("load", "open")
-        if is_start and isinstance(error, VivitError):
+        if is_start and not self._is_passed and isinstance(error, VivitError):
             raise error
         cause = f"{type(error).__name__}: {_first_line(error)}"
         if call.kind == "preflight":
@@ -405,6 +430,10 @@ class RayWorkers:
         if isinstance(error, StorageError) and call.task.errors >= ATTEMPTS:
             raise error  # the others would meet it too
         self._again(call.task, cause)
+        if not isinstance(error, StorageError):
+            call.slot.errors_in_row += 1
+        if call.slot.is_spent and not call.slot.tasks:
+            self._replace(call.slot, f"it failed {call.slot.errors_in_row} times in a row, {cause}")
 
     def _died(self, call: _Call, cause: str) -> None:
         self._replace(call.slot, cause)

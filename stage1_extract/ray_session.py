@@ -13,7 +13,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,11 @@ from vivit.stage1_extract.config import ExtractConfig
 _STORE_BYTES = 512 << 20
 """Ray's object store here: reports and the features of single clips go through it, crops only with decode workers."""
 _PROBE_SEC = 5.0
+_TOKEN_HINT = "; where it has tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What opens a connection of HTTP/2, which gRPC speaks: the preface and an empty SETTINGS frame."""
+_SETTINGS = 4
+"""Type of the frame that is answered, in its byte 3."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,20 @@ class Placement:
     """Cores of a worker."""
 
     @classmethod
-    def of(cls, config: ExtractConfig, *, gpus: float, cores: float, nodes: int = 1) -> "Placement":
-        """The placement on machines with so many GPUs and cores; ConfigError for what they do not have."""
+    def of(
+        cls,
+        config: ExtractConfig,
+        *,
+        gpus: float,
+        cores: float,
+        nodes: int = 1,
+        gpus_of_nodes: Sequence[float] | None = None,
+    ) -> "Placement":
+        """The placement on machines with so many GPUs and cores; ConfigError for what they do not have.
+
+        `nodes`: those with cores. `gpus_of_nodes`: the GPUs of each machine, since a worker has all of its on one; None
+        for a single machine.
+        """
         each = config.gpus_per_worker
         if each is None:
             each = 1.0 if gpus and config.device != "cpu" else 0.0
@@ -55,12 +72,18 @@ class Placement:
                 else "device 'cuda' needs a GPU for each worker, and there is none: pass --device cpu"
             )
         if not each:
+            if cores < 1 or not nodes:
+                raise ConfigError("no node of the cluster has a core for a worker: add nodes, or GPUs")
             workers = config.workers or nodes
             return cls(workers, 0.0, max(1, int(cores) // workers))
-        room = int(gpus) // int(each) if each >= 1 else int(gpus) * math.floor(1 / each)
+        room = sum(
+            int(on_node) // int(each) if each >= 1 else int(on_node) * math.floor(1 / each)
+            for on_node in ([gpus] if gpus_of_nodes is None else gpus_of_nodes)
+        )
         if not room:
+            most = int(gpus if gpus_of_nodes is None else max(gpus_of_nodes, default=0))
             raise ConfigError(
-                f"each worker needs {each:g} GPU and {int(gpus) or 'no'} GPU is there: "
+                f"each worker needs {each:g} GPU and {most or 'no'} GPU is there{' on a node' if gpus_of_nodes else ''}: "
                 "leave out --gpus-per-worker to run on the CPU"
             )
         workers = config.workers or room
@@ -140,9 +163,18 @@ def copy_of_package(folder: Path) -> Path:
 def placement_on(ray: Any, config: ExtractConfig) -> Placement:
     """The placement on a cluster that runs; ConfigError where workers would wait for cores that it does not have."""
     resources = ray.cluster_resources()
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = int(resources.get("CPU", 0))
-    placement = Placement.of(config, gpus=resources.get("GPU", 0), cores=cores, nodes=nodes)
+    placement = Placement.of(
+        config,
+        gpus=resources.get("GPU", 0),
+        cores=cores,
+        nodes=sum(node.get("CPU", 0) >= 1 for node in alive),
+        gpus_of_nodes=[node.get("GPU", 0) for node in alive],
+    )
+    if placement.gpus:  # nodes without GPUs decode only where they are asked to, with decode_workers
+        beside = sum(node.get("CPU", 0) for node in alive if node.get("GPU", 0))
+        placement = replace(placement, cores=max(1, int(beside) // placement.workers))
     needed = 0 if placement.gpus else placement.workers
     if needed > cores:
         raise ConfigError(
@@ -187,25 +219,43 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     with _own_signals():
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            hint = "" if address == "local" else "; where it has tokens, set RAY_AUTH_MODE=token"
-            reason = str(error).strip().splitlines()[0]
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            hint = "" if address == "local" else _TOKEN_HINT
+            reason = str(error).strip().splitlines()[0].split(". ")[0]
             raise BlockError(f"Ray at {address} cannot be used: {reason}{hint}") from error
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that nobody answers at: Ray would wait for minutes."""
+    """Refuse an address where no head node answers: Ray would wait for minutes."""
     if address in ("local", "auto"):
         return
+    source = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "the address"
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise ConfigError(
-            f"the address {address!r} is not HOST:PORT (of the cluster's head node, often port 6379) or auto"
+            f"{source} {address!r} is not HOST:PORT (of the cluster's head node, often port 6379) or auto"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SEC).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SEC) as connection:
+            is_head = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(connection)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from None
+    if not is_head:
+        raise ConfigError(
+            f"what answers at {address} is not the head of a Ray cluster: its port is that of `ray start --head`, often "
+            "6379; 8265 belongs to the dashboard and to `ray job submit`"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other side answers as a gRPC server does."""
+    try:
+        connection.sendall(_HTTP2_HELLO)
+        with connection.makefile("rb") as answers:
+            frame = answers.read(9)
+    except OSError:  # cut off, or silent for too long
+        return False
+    return len(frame) == 9 and frame[3] == _SETTINGS
 
 
 @contextmanager

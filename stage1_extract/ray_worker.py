@@ -27,7 +27,7 @@ from vivit.stage1_extract.blocks import (
 from vivit.stage1_extract.clip_reader import HANG_FACTOR, CropStream
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
-from vivit.stage1_extract.ray_decode import RayCropStream
+from vivit.stage1_extract.ray_decode import RayCropStream, check_node
 from vivit.stage1_extract.tally import InWork
 
 _BEAT_SEC = 5.0
@@ -82,6 +82,7 @@ class Worker:
 
     def open(self, mark: Mark, extractor: type[BlockExtractor]) -> None:
         """Open the caches to write; an error where they are others than the driver's."""
+        self._witness = mark.video
         self._extractor = extractor([_target(encoder, config, mark) for encoder, config in self._loaded])
 
     def block(self, work: Work) -> BlockReport:
@@ -95,6 +96,7 @@ class Worker:
                     done.crops += count
 
                 computed = self._extractor.compute(work, crops, seconds=done.seconds, on_clip=on_clip)
+                check_node(computed.records, self._witness)
                 with computed.seconds.of("write"):
                     self._extractor.commit(computed)
         return computed.report
@@ -102,7 +104,9 @@ class Worker:
     def rows(self, work: Work) -> ComputedBlock:
         """Compute some rows of a block, and do not commit them."""
         with self._stream() as stream, self._encoding:
-            return self._extractor.compute(work, stream.read([self._extractor.clips(work)]))
+            computed = self._extractor.compute(work, stream.read([self._extractor.clips(work)]))
+            check_node(computed.records, self._witness)
+            return computed
 
     def pulse(self) -> dict[BlockKey, InWork]:
         """What is done of the blocks in work; answered beside the work."""
@@ -117,6 +121,7 @@ class Worker:
             self._extractor.crop_settings,
             processes=self._config.decode_workers,
             budget_bytes=self._config.decode_memory_mb << 20,
+            witness=self._witness,
         )
 
     @contextmanager

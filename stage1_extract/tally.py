@@ -82,9 +82,11 @@ class WorkerTally:
 class Tally:
     """Counts of one run, and the limit of clips without features. Use `shown` around the work."""
 
-    def __init__(self, *, failed: int, max_failures: int | None, log: EventLog | None = None) -> None:
-        """`failed`: clips that have no features already and are not tried again."""
-        self.failed, self._max_failures = failed, max_failures
+    def __init__(
+        self, *, failed: Iterable[tuple[str, int]], max_failures: int | None, log: EventLog | None = None
+    ) -> None:
+        """`failed`: (split, row) of the clips that have no features already and are not tried again."""
+        self._failed, self._max_failures = set(failed), max_failures
         self.failures: Counter[str] = Counter()
         """Clips of this run that are not complete, by outcome."""
         self.workers: dict[str, WorkerTally] = {}
@@ -114,7 +116,12 @@ class Tally:
             if not record.complete:
                 self.failures[record.outcome] += 1
                 self.log.write("clip", split=work.split, **vars(record))
-        self.failed += sum(not record.usable for record in report.records)
+        # each once, however many views and caches it is read for
+        self._failed |= {
+            (work.split, row)
+            for row, record in zip(work.rows, report.records, strict=True)
+            if not record.usable
+        }
         self.changed()
         limit = self._max_failures
         if limit is not None and self.failed > limit:
@@ -124,6 +131,11 @@ class Tally:
                 f"more than {limit} clips have no features{named}. "
                 "Committed blocks stay; raise --max-failures to go on"
             )
+
+    @property
+    def failed(self) -> int:
+        """Clips without features, those of earlier runs included."""
+        return len(self._failed)
 
     @property
     def elapsed(self) -> float:

@@ -44,6 +44,8 @@ class TemporalOptions:
     """Hidden channels of a block's MLP, in units of the token's; None is that of the temporal half in `init`, else 4."""
     drop_path: float = 0.1
     """Stochastic depth of the last block; earlier blocks have less, the first none."""
+    joint_head: bool = False
+    """A third head over the (verb, noun) pairs seen in training."""
 
     def __post_init__(self) -> None:
         if not self.init:
@@ -58,12 +60,16 @@ class TemporalOptions:
         """The file or folder that the temporal half starts from, fetched from a URL; None for a word."""
         return None if self.init in (SCRATCH, SPATIAL) else local_file(self.init)
 
-    def temporal_model(self, *, dim: int, time: int, heads: dict[str, int]) -> "ModelConfig":
-        """The model for tokens [batch, time, dim] and `heads` (number of classes of each).
+    def temporal_model(
+        self, *, dim: int, time: int, heads: dict[str, int], pairs: list[int] | None = None
+    ) -> "ModelConfig":
+        """The model for tokens [batch, time, dim] and `heads` (number of classes of each), the joint one among them.
 
         Reads the file in `init`: CheckpointError where that cannot be done.
         """
-        return self._model({"dim": dim, "time": time, "heads": heads}, self._resolved_sizes(dim))
+        return self._model(
+            {"dim": dim, "time": time, "heads": heads, "pairs": pairs}, self._resolved_sizes(dim)
+        )
 
     def temporal_identity(self) -> dict[str, Any]:
         """Those of these settings that stand for something else, resolved, as JSON values.
@@ -142,6 +148,8 @@ class TrainConfig(TemporalOptions, Optimisation):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights, as JSON values; a run goes on only with equal ones."""
         values = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
+        if not self.joint_head:
+            del values["joint_head"]  # runs from before there were any stay the same
         if self.num_frames is None:
             values["frame_sampling"] = None  # decides nothing where all frames are used
         return values | self.temporal_identity() | {"warmup_epochs": self.resolved_warmup_epochs}

@@ -1,15 +1,9 @@
 """Scores of a run on a split of a cache: all views averaged, and what was left out said beside them."""
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pa_parquet
 
 from vivit.pipeline.backbones import tensors_sha256
 from vivit.pipeline.checkpoint import FACTORISED_ENCODER, Checkpoint
@@ -17,10 +11,13 @@ from vivit.pipeline.device import resolve_device, resolve_precision
 from vivit.pipeline.errors import CheckpointError, ConfigError, DataError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.storage import Location
-from vivit.pipeline.workspace import nearest, storage_errors, write_atomically
-from vivit.stage2_temporal.evaluation import Evaluation, Labels, Logits, coverage_of, scores_of
+from vivit.pipeline.workspace import nearest
+from vivit.stage2_temporal.evaluation import Evaluation, Logits
+from vivit.stage2_temporal.joint_head import JOINT_HEAD, Pairs, pairs_of
 from vivit.stage2_temporal.loader import Features, Rows
 from vivit.stage2_temporal.model import ModelConfig, TemporalModel
+from vivit.stage2_temporal.report_options import ReportOptions
+from vivit.stage2_temporal.reporting import ScoredSplit, check_clips, check_options, report
 from vivit.stage2_temporal.run_folder import PRETRAIN, RunFolder, config_differences
 from vivit.stage2_temporal.scoring import AVERAGES, Average, clip_logits
 from vivit.stage2_temporal.time_sampling import TimeSampling, time_sampling
@@ -44,7 +41,7 @@ _MATCHED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ReportOptions):
     """What is evaluated, and how."""
 
     run: Path
@@ -59,8 +56,6 @@ class EvaluateConfig:
     """Use the first views only; None uses all that are stored."""
     batch_size: int = 256
     """Views per forward pass."""
-    allow_partial: bool = False
-    """Evaluate what is there when the cache is not complete."""
     device: str = "auto"
     """`auto` (a GPU if there is one), or a device as PyTorch names it."""
     precision: str = "auto"
@@ -69,6 +64,7 @@ class EvaluateConfig:
     """Bytes of features that may stay in memory; each is used once, so they are read as they are needed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.average not in AVERAGES:
             raise nearest(self.average, list(AVERAGES), "average")
         for name in ("max_views", "batch_size"):
@@ -86,6 +82,11 @@ class _Trained:
     output: Path
     """Folder for its scores."""
 
+    @property
+    def pairs(self) -> Pairs | None:
+        """Classes of the joint head, where there is one."""
+        return pairs_of(self.model.config.to_dict())
+
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate the weights of a run or model file on a cache, and write the scores and the logits of each clip."""
@@ -98,23 +99,28 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise DataError(
             f"split {config.split!r} of {cache.path} has no usable clip; the outcomes stand in its ledger"
         )
+    check_options(config, cache.manifest, trained.pairs)
+    check_clips(config, cache.manifest, config.split, rows)
     logits, num_views = _logits(config, cache, rows, trained.model, trained.sampling)
-    labels = cache.manifest.labels(config.split)
-    evaluation = Evaluation(
+    scored = ScoredSplit(
+        manifest=cache.manifest,
+        split=config.split,
+        rows=rows,
+        logits=logits,
+        records=cache.records(config.split),
+        num_views=num_views,
+        pairs=trained.pairs,
+    )
+    return report(
+        scored,
+        config,
+        trained.output,
         run=str(config.run),
         cache=str(config.cache),
         cache_identity=cache.identity,
-        split=config.split,
         average=config.average,
-        num_views=num_views,
         epoch=trained.epoch,
-        scores=scores_of(logits, labels, rows),
-        coverage=coverage_of(cache.records(config.split)),
     )
-    ids = [clip.clip_id for clip in cache.manifest.of_split(config.split)]
-    table = clip_table([ids[row] for row in rows], {h: v[rows] for h, v in labels.items()}, logits, num_views)
-    write_evaluation(trained.output, evaluation, table)
-    return evaluation
 
 
 def is_model(path: Path) -> bool:
@@ -174,8 +180,16 @@ def _of_model_file(path: Path, cache: FeatureCache) -> _Trained:
 
 
 def known_classes(stored: Checkpoint) -> dict[str, list[str] | int]:
-    """Per head of a model file the names of its classes, or their number where it has no names."""
-    return {head: stored.classes.get(head) or number for head, number in stored.rest["heads"].items()}
+    """Per head of a model file the names of its classes, or their number where it has no names.
+
+    A joint head is not among them: its classes are pairs of those of the others.
+    """
+    own = JOINT_HEAD if stored.rest.get("pairs") is not None else None
+    return {
+        head: stored.classes.get(head) or number
+        for head, number in stored.rest["heads"].items()
+        if head != own
+    }
 
 
 def load_model(run: RunFolder) -> tuple[TemporalModel, int]:
@@ -275,24 +289,3 @@ def _logits(
         batch_size=config.batch_size,
     )
     return logits, num_views
-
-
-def clip_table(clip_ids: list[str], labels: Labels, logits: Logits, num_views: int) -> pa.Table:
-    """One row per evaluated clip: id, labels, logits [class] of each head, and the views that were averaged."""
-    columns = {"clip_id": pa.array(clip_ids, pa.string())}
-    columns |= {f"label/{head}": pa.array(values, pa.int32()) for head, values in labels.items()}
-    for head, values in logits.items():
-        flat = pa.array(values.reshape(-1), pa.float32())
-        columns[f"logits/{head}"] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    columns["num_views"] = pa.array(np.full(len(clip_ids), num_views), pa.int32())
-    return pa.table(columns)
-
-
-def write_evaluation(folder: Path, evaluation: Evaluation, table: pa.Table) -> None:
-    """Write <split>.parquet and <split>.json into `folder`."""
-    buffer = io.BytesIO()
-    pa_parquet.write_table(table, buffer)
-    text = json.dumps(evaluation.to_dict(), indent=1, allow_nan=False)
-    with storage_errors(folder):
-        write_atomically(folder / f"{evaluation.split}.parquet", buffer.getvalue())
-        write_atomically(folder / f"{evaluation.split}.json", text.encode())

@@ -23,6 +23,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.workspace import storage_errors, write_atomically
 from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.init_source import TEMPORAL_PARTS, Source, TemporalSource, check_width, read_source
+from vivit.stage2_temporal.joint_head import JOINT_HEAD
 from vivit.stage2_temporal.model import ModelConfig, TemporalModel, parameters_in_words
 from vivit.stage2_temporal.run_folder import RunFolder
 from vivit.stage2_temporal.vit_blocks import BlockSource
@@ -151,6 +152,8 @@ def _head(head: str, source: TemporalSource, model: TemporalModel, classes: Clas
         return _fresh(names, f"{source.name} has no head {head}")
     if there != here:
         return _fresh(names, f"head {head} has {here} classes, and {there} in {source.name}")
+    if head == JOINT_HEAD and source.model.pairs != model.config.pairs:
+        return _fresh(names, f"head {head} has other pairs in {source.name}")
     names_there, names_here = source.classes.get(head), classes.get(head)
     if names_there and names_here and list(names_there) != list(names_here):
         return _fresh(names, f"head {head} has classes of other names in {source.name}")

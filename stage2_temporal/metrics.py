@@ -1,4 +1,6 @@
-"""Accuracies, in plain NumPy. Ties are broken by class id: the lower one wins."""
+"""Accuracies, in plain NumPy. Ties are broken by class id, or id of the pair: the lower one wins."""
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +44,20 @@ def share_of(correct: npt.NDArray[np.bool_], counted: npt.NDArray[np.bool_]) -> 
 
 def mean_class_accuracy(scores: Scores, labels: Labels) -> float | None:
     """Top-1 of each class that occurs, averaged over these classes; None where no clip has a label."""
-    correct = correct_in_top(1, scores, labels)
-    classes = np.unique(labels[labels != UNKNOWN])
-    if not len(classes):
-        return None
-    return float(np.mean([correct[labels == label].mean() for label in classes]))
+    known = labels != UNKNOWN
+    return mean_over_classes(correct_in_top(1, scores, labels)[known], labels[known]) if known.any() else None
+
+
+def mean_over_classes(correct: npt.NDArray[np.bool_], labels: Labels) -> float:
+    """Share of correct clips of each class that occurs, averaged over these classes; every clip has a label."""
+    _, index = np.unique(labels, return_inverse=True)
+    return float((np.bincount(index, weights=correct) / np.bincount(index)).mean())
+
+
+def log_softmax(logits: Scores) -> npt.NDArray[np.float64]:
+    """Logarithms of the probabilities along the last axis."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def softmax(logits: Scores) -> npt.NDArray[np.float64]:
@@ -60,18 +71,34 @@ def action_in_top(
 ) -> npt.NDArray[np.bool_]:
     """Whether the true (verb, noun) pair is among the best `k` [clip]; False where one of both is unknown.
 
-    The score of a pair is the product of the two softmaxes; all pairs count, and their id is noun * verbs + verb.
-    The best pair is the best verb with the best noun.
+    The score of a pair is the product of the two softmaxes. Its order is that of the sum of the two logits, which
+    cannot underflow. All pairs count, and the id of a pair, which decides a tie, is verb * nouns + noun.
     """
-    if k == 1:
+    if k == 1:  # the best pair is the best verb with the best noun
         return correct_in_top(1, verb_logits, verbs) & correct_in_top(1, noun_logits, nouns)
+
+    def sums(rows: npt.NDArray[np.intp]) -> Scores:
+        verb, noun = verb_logits[rows].astype(np.float64), noun_logits[rows].astype(np.float64)
+        return np.asarray(verb[:, :, None] + noun[:, None, :])
+
+    num_pairs = verb_logits.shape[1] * noun_logits.shape[1]
+    in_top = pair_ranks(sums, verbs, nouns, num_pairs=num_pairs) < k
+    return np.asarray(in_top & (verbs != UNKNOWN) & (nouns != UNKNOWN))
+
+
+def pair_ranks(
+    scores: Callable[[npt.NDArray[np.intp]], Scores], verbs: Labels, nouns: Labels, *, num_pairs: int
+) -> npt.NDArray[np.int64]:
+    """How many pairs come before the true one [clip]; 0 for clips where one of both is unknown.
+
+    `scores` gives those of some rows [row, verb, noun]; a few rows at a time, since they are large.
+    """
     known = np.flatnonzero((verbs != UNKNOWN) & (nouns != UNKNOWN))
-    num_verbs, num_nouns = verb_logits.shape[1], noun_logits.shape[1]
-    correct = np.zeros(len(verbs), dtype=bool)
-    chunk = max(1, _CHUNK_NUMBERS // (num_verbs * num_nouns))
+    found = np.zeros(len(verbs), np.int64)
+    chunk = max(1, _CHUNK_NUMBERS // num_pairs)
     for rows in (known[start : start + chunk] for start in range(0, len(known), chunk)):
-        verb, noun = softmax(verb_logits[rows]), softmax(noun_logits[rows])
-        pairs = (noun[:, :, None] * verb[:, None, :]).reshape(len(rows), -1)
-        labels = nouns[rows].astype(np.int64) * num_verbs + verbs[rows]
-        correct[rows] = ranks(pairs, labels) < k
-    return correct
+        pairs = scores(rows)
+        found[rows] = ranks(
+            pairs.reshape(len(rows), -1), verbs[rows].astype(np.int64) * pairs.shape[2] + nouns[rows]
+        )
+    return found

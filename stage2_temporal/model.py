@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.workspace import nearest
 from vivit.stage2_temporal.adapter import ADAPTERS, create_adapter
+from vivit.stage2_temporal.joint_head import JOINT_HEAD
 from vivit.stage2_temporal.temporal import TemporalMean, TemporalTransformer, default_num_heads
 
 
@@ -22,6 +23,8 @@ class ModelConfig:
     """Time steps that are looked at."""
     heads: dict[str, int]
     """Number of classes per head."""
+    pairs: list[int] | None = None
+    """Of a model with a joint head, the (verb, noun) pair of each of its classes, as verb * nouns + noun."""
     adapter: str = "bottleneck"
     """Adapter between the spatial encoder and the temporal half: `bottleneck`, `linear`, `temporal-conv` or `none`."""
     adapter_width: int | None = None
@@ -54,6 +57,10 @@ class ModelConfig:
                 f"num_heads {self.num_heads} does not divide the {self.dim} channels of a token"
             )
         _check_heads(self.heads)
+        if self.pairs is not None and self.heads.get(JOINT_HEAD) != len(self.pairs):
+            raise ConfigError(
+                f"head {JOINT_HEAD} has {self.heads.get(JOINT_HEAD)} classes for {len(self.pairs)} pairs"
+            )
 
     @property
     def resolved_num_heads(self) -> int:

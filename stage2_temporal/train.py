@@ -17,8 +17,9 @@ from vivit.stage2_temporal.config import TrainConfig
 from vivit.stage2_temporal.fit import Report, fit, resume
 from vivit.stage2_temporal.initialisation import start, write_origins
 from vivit.stage2_temporal.interruption import before_first_step
+from vivit.stage2_temporal.joint_head import with_joint_head
 from vivit.stage2_temporal.learner import Learner, fresh_model
-from vivit.stage2_temporal.model import TemporalModel
+from vivit.stage2_temporal.model import ModelConfig, TemporalModel
 from vivit.stage2_temporal.run_folder import RUN_FORMAT, TEMPORAL, RunFolder
 from vivit.stage2_temporal.scoring import clip_logits
 from vivit.stage2_temporal.time_sampling import time_sampling
@@ -62,7 +63,7 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
     with run.lock(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         with before_first_step():
             data = load_training_data(cache, config, device)
-            model, steps = config.temporal_model(**_model_shape(config, cache)), data.batches.steps_per_epoch
+            model, steps = _model(config, cache, data), data.batches.steps_per_epoch
             fresh = fresh_model(lambda: TemporalModel(model), config.seed)
             origins = start(fresh, config, cache, run)
             run.claim(_description(config, cache, data, precision))
@@ -89,25 +90,25 @@ def _validate(data: TrainingData, learner: Learner, model: nn.Module) -> dict[st
     assert data.validation is not None
     assert isinstance(model, TemporalModel)
     logits = clip_logits(model, data.validation, device=learner.device, precision=learner.precision)
-    return validation_metrics(logits, data.validation_labels)
+    return validation_metrics(logits, data.validation_labels, data.pairs)
 
 
 def _keep(run: RunFolder, model: nn.Module, metrics: Mapping[str, Any]) -> None:
     run.save_model(model.state_dict(), metrics)
 
 
-def _model_shape(config: TrainConfig, cache: FeatureCache) -> dict[str, Any]:
+def _model(config: TrainConfig, cache: FeatureCache, data: TrainingData) -> ModelConfig:
     dim = cache.settings.backbone.embed_dim
     times = time_sampling(cache, config.num_frames, config.frame_sampling).num_times
     heads = {head: len(names) for head, names in cache.manifest.heads.items()}
-    return {"dim": dim, "time": times, "heads": heads}
+    return config.temporal_model(dim=dim, time=times, **with_joint_head(heads, data.pairs))
 
 
 def _description(
     config: TrainConfig, cache: FeatureCache, data: TrainingData, precision: str
 ) -> dict[str, Any]:
     """config.json: what the run is, as JSON values."""
-    model = config.temporal_model(**_model_shape(config, cache))
+    model = _model(config, cache, data)
     return {
         "format": RUN_FORMAT,
         "kind": TEMPORAL,

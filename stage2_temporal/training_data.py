@@ -14,6 +14,7 @@ from vivit.pipeline.errors import DataError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import UNKNOWN
 from vivit.stage2_temporal.config import TrainConfig
+from vivit.stage2_temporal.joint_head import JOINT_HEAD, Pairs
 from vivit.stage2_temporal.loader import Features, Rows, TrainingBatches
 from vivit.stage2_temporal.time_sampling import TimeSampling, time_sampling
 
@@ -34,7 +35,9 @@ class TrainingData:
     validation: Features | None
     """None where there is nothing to validate on."""
     validation_labels: Labels
-    """Class ids [clip] per head of `validation`."""
+    """Class ids [clip] per head of `validation`, without the joint head."""
+    pairs: Pairs | None
+    """Classes of the joint head, where there is one."""
     digest: str
     """Digest of the rows and labels of both splits."""
 
@@ -59,10 +62,14 @@ def load_training_data(cache: FeatureCache, config: TrainConfig, device: torch.d
         if not (values[rows] != UNKNOWN).any():
             logger.warning("head %s has no label in split %s: it learns nothing", head, split)
     sampling = time_sampling(cache, config.num_frames, config.frame_sampling)
+    pairs = None
+    if config.joint_head:
+        pairs = Pairs.seen({head: values[rows] for head, values in labels.items()}, cache.manifest.heads)
     budget = config.memory_budget_bytes
     features = Features(cache, split, rows, device=device, budget_bytes=budget, sampling=sampling)
+    taught = labels if pairs is None else labels | {JOINT_HEAD: pairs.labels(labels["verb"], labels["noun"])}
     batches = TrainingBatches(
-        features, rows, labels, batch_size=config.batch_size, seed=config.seed, device=device
+        features, rows, taught, batch_size=config.batch_size, seed=config.seed, device=device
     )
     if budget is not None and features.residency != "disk":
         budget -= features.size_bytes
@@ -74,6 +81,7 @@ def load_training_data(cache: FeatureCache, config: TrainConfig, device: torch.d
         num_left_out=cache.shape(split)[0] - len(rows),
         validation=validation,
         validation_labels=validation_labels,
+        pairs=pairs,
         digest=_digest((rows, labels), (validation_rows, validation_labels), uneven=_uneven(features)),
     )
 

@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import typer
+from conftest import write_video
 
 from vivit import cli
 
@@ -171,11 +173,22 @@ def test_failed_clips_give_exit_code_3_and_are_listed(
 
 def test_prepare_lists_what_is_missing(vivit: Vivit, tmp_path: Path, shared: Callable[[str], Path]) -> None:
     annotations = shared("annotations/epic-kitchens-100")
-    code, out, _ = vivit("prepare", "ek100", "--data-root", tmp_path, "--annotations", annotations)
-    assert code == 0
-    assert "9668" in out
-    assert "138 videos are missing" in out
-    assert (tmp_path / "work/manifests/ek100.parquet").exists()
+    call = ["prepare", "ek100", "--data-root", tmp_path / "data", "--annotations", annotations]
+    (tmp_path / "data").mkdir()
+    code, _, err = vivit(*call)
+    assert (code, "none of the 138 videos of ek100 is below" in err) == (1, True)
+    assert "looked for P01/videos/P01_11.MP4" in err
+    write_video(tmp_path / "data/P01/videos/P01_11.MP4", num_frames=50)
+    code, out, _ = vivit(*call, "--probe", "2")
+    assert code == 3
+    assert "9,668" in out
+    assert "137 videos are missing" in out
+    manifests = tmp_path / "work/manifests"
+    assert (manifests / "ek100.parquet").exists()
+    report = json.loads((manifests / "ek100.report.json").read_text())
+    assert report["splits"]["validation"]["official"] == report["splits"]["validation"]["clips"] == 9668
+    assert (manifests / "ek100.report.txt").read_text().count("\n") > 400  # the clips of each verb and noun
+    assert vivit(*call, "--probe", "2", "--no-probe")[0] == 2
 
 
 PACK = ["pack", "--dataset", "folder"]
@@ -427,6 +440,83 @@ def test_views_are_appended_once_however_often_the_command_is_given(
     assert vivit("verify")[0] == 0
     code, _, err = vivit(*command, "--cache", "other", "--views", "+1")
     assert (code, "--train-views 2 makes one with as many views" in err) == (1, True)
+
+
+@pytest.fixture
+def kitchen(vivit: Vivit, video_folder: Path, tmp_path: Path) -> list[object]:
+    """A manifest with EPIC-KITCHENS-100's heads and subsets for 7 training and 4 validation clips, extracted."""
+    lines = ["clip_id,split,video,label/verb,label/noun,unseen_participant,tail_verb,tail_noun"]
+    for index, video in enumerate(sorted(video_folder.rglob("*.mp4"))):
+        split = "validation" if "val" in video.parts else "train"
+        labels = (96, 299) if index % 2 else (3, 7)
+        flags = ["true" if index % n == 0 else "false" for n in (2, 2, 3)]
+        lines.append(
+            f"n{index},{split},{video.relative_to(video_folder)},{labels[0]},{labels[1]},{','.join(flags)}"
+        )
+    (tmp_path / "kitchen.csv").write_text("\n".join(lines) + "\n")
+    data: list[object] = ["--manifest", tmp_path / "kitchen.csv", "--data-root", video_folder]
+    assert vivit("extract", *data, *SMALL)[0] == 0
+    return data
+
+
+def test_epic_kitchens_gets_its_official_numbers_and_files(
+    vivit: Vivit, kitchen: list[object], tmp_path: Path
+) -> None:
+    assert vivit("train-temporal", "--joint-head", "--epochs", "2", "--depth", "1", "--run", "k")[0] == 0
+    files = ["--submission", tmp_path / "s.zip", "--results", tmp_path / "r.pkl"]
+    code, _, err = vivit("evaluate", *files)
+    assert (code, "the official list 9668" in err, err.count("error:")) == (1, True, 1)
+    code, out, err = vivit("evaluate", *files, "--allow-partial", "--fusion", "0.25")
+    assert code == 0, err
+    assert all(text in out for text in ("unseen top-1", "tail top-1", "95 % intervals"))
+    assert "fused: 0.75 of the product of verb and noun, 0.25 of the joint head" in out
+    assert "note: the manifest has 4 clips of validation, and the official list 9668" in out
+    stored = json.loads((tmp_path / "work/runs/k/evaluation/validation.json").read_text())
+    assert len(stored["official"]) == 12
+    assert set(stored["scores"]) == {"verb", "noun", "action", "joint", "fused"}
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert len(json.loads(archive.read("test.json"))["results"]) == 4
+    assert (tmp_path / "r.pkl").stat().st_size > 4 * 397 * 4
+    small = ["--test-clips", "2", "--test-crops", "1", "--device", "cpu", "--allow-partial"]
+    code, out, err = vivit("evaluate", "--run", "k", *kitchen, *small, *files)
+    assert (code, "EPIC-KITCHENS-100" in out) == (0, True), err
+    code, _, err = vivit("evaluate", *files[:2], "--supervision", "2-3-4")
+    assert (code, "three levels from 0 to 5, such as 2,3,4" in err) == (2, True)
+
+
+def test_several_runs_are_evaluated_and_their_mean_is_given(
+    vivit: Vivit, extracted: Path, tmp_path: Path
+) -> None:
+    runs: list[object] = []
+    for seed in ("0", "1", "2"):
+        vivit("train-temporal", "--epochs", "2", "--depth", "1", "--seed", seed, "--run", f"seed{seed}")
+        runs += ["--run", f"seed{seed}"]
+    code, out, _ = vivit("evaluate", *runs)
+    assert code == 0
+    assert "validation: mean of 3 runs on the same clips" in out
+    stored = [
+        json.loads((tmp_path / f"work/runs/seed{seed}/evaluation/validation.json").read_text())["scores"]
+        for seed in range(3)
+    ]
+    mean = json.loads((tmp_path / "work/runs/seed0/evaluation/validation-mean.json").read_text())
+    each = [scores["action"]["top1"] for scores in stored]
+    assert mean["top1_of_runs"]["action"] == each
+    assert mean["scores"]["action"]["top1"] == pytest.approx(sum(each) / 3)
+    assert mean["scores"]["action"]["mean_class"] == pytest.approx(
+        sum(scores["action"]["mean_class"] for scores in stored) / 3
+    )
+    assert mean["num_clip_sets"] == 1
+    code, _, err = vivit("evaluate", *runs, "--results", "r.pkl")
+    assert (code, "--submission and --results are of one run" in err) == (2, True)
+
+
+def test_files_of_epic_kitchens_are_refused_for_other_heads(vivit: Vivit, extracted: Path) -> None:
+    vivit("train-temporal", "--epochs", "1", "--depth", "1")
+    for options in (["--submission", "s.zip"], ["--results", "r.pkl"]):
+        code, _, err = vivit("evaluate", *options)
+        assert (code, f"{options[0]} is for EPIC-KITCHENS-100" in err) == (2, True)
+    code, _, err = vivit("train-temporal", "--joint-head")
+    assert (code, "a joint head needs the heads verb and noun" in err) == (2, True)
 
 
 def test_a_benchmark_has_its_recipe_and_what_is_overridden_is_said(

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from vivit.pipeline.datasets.folder import HEAD, SPLIT_NAMES, VIDEO_SUFFIXES, files_below, hashed_split
+from vivit.pipeline.datasets.dataset import Dataset, DatasetFiles
+from vivit.pipeline.datasets.folder import HEAD, SPLIT_NAMES, hashed_split
+from vivit.pipeline.datasets.tree import VIDEO_SUFFIXES, files_below
 from vivit.pipeline.errors import DataError
 from vivit.pipeline.manifest import UNKNOWN, Clip, Manifest
 from vivit.pipeline.storage import Location, Url
@@ -59,16 +60,16 @@ class _Row:
     """What its .txt says: a class, if nothing else names classes and it is not a caption."""
 
 
-def read_webdataset(data_root: Location, annotations: Path | None = None) -> Manifest:
+def read_webdataset(files: DatasetFiles) -> Manifest:
     """The manifest of all tars below a folder or URL; what is left out is logged with the reason.
 
     The split is in the name of a tar or of a folder on the way to it (train, val, test); where no tar has one, a hash of
     each clip's id puts about a fifth of the clips into validation. The class comes from `.cls`, a field of the
     `.json` (`LABEL_FIELDS`), or the `.txt`; without one a clip has no label.
     """
-    if annotations is not None:
+    if files.annotations:
         raise DataError("tars hold their own annotations: drop --annotations, or pass --manifest FILE")
-    manifest, problems = read_tars(data_root)
+    manifest, problems = read_tars(files.data_root)
     for problem in problems[:_PROBLEMS_SHOWN]:
         logger.warning("%s", problem)
     if len(problems) > _PROBLEMS_SHOWN:
@@ -169,7 +170,7 @@ def _rows_of(data_root: Location, tar: str, sample: TarSample) -> tuple[list[_Ro
     video = f"{tar}::{_video(sample)}"
     try:
         about = json.loads(texts["json"]) if "json" in texts else None
-        if isinstance(about, dict) and isinstance(about.get("clips"), list):
+        if isinstance(about, dict) and isinstance(about.get("clips"), list) and about["clips"]:
             return [_packed_row(tar, video, clip) for clip in about["clips"]], problems
     except (KeyError, TypeError, AttributeError) as error:
         problems.append(TarProblem(tar, sample.key, f"the clips in its json are not as packed ({error!r})"))
@@ -282,3 +283,6 @@ def _heads(rows: Sequence[_Row]) -> dict[str, list[str]]:
         names = dict(row.names[head] for row in rows if head in row.names)
         heads[head] = [names.get(index, str(index)) for index in range(max(numbers) + 1)]
     return heads
+
+
+WEBDATASET = Dataset(name="webdataset", title="WebDataset tars", read=read_webdataset, takes_urls=True)

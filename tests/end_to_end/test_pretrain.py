@@ -1,5 +1,6 @@
 """The warm-up on real videos, and that its halves do through a cache what they do together."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from vivit.pipeline.checkpoint import Checkpoint, SpatialConfig
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CheckpointError, ConfigError, InterruptedRunError
 from vivit.pipeline.feature_cache import FeatureCache
-from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.spatial_vit import create_spatial_vit
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.config import ExtractConfig
@@ -240,6 +241,46 @@ def test_the_whole_method(
             ),
             Manifest.read(manifest_file),
         )  # fmt: skip
+
+
+def test_a_joint_head_goes_with_the_model_file(
+    config: PretrainConfig, video_folder: Path, manifest_file: Path, tmp_path: Path
+) -> None:
+    """Trained with both halves, evaluated on videos and on a cache, predicted with, and trained on from."""
+
+    def with_pairs(clip: Clip, row: int) -> Clip:
+        return replace(clip, labels={"verb": clip.labels["action"], "noun": row % 3})
+
+    clips = [with_pairs(clip, row) for row, clip in enumerate(Manifest.read(manifest_file).clips)]
+    manifest = Manifest("pairs", clips, heads={"verb": ["cut", "peel"], "noun": ["leek", "lime", "egg"]})
+    manifest.write(tmp_path / "pairs.parquet")
+    config = replace(config, manifest=tmp_path / "pairs.parquet", joint_head=True, epochs=2)
+    result = pretrain(config)
+    with_large_logits(config.run)
+    seen = sorted({c.labels["verb"] * 3 + c.labels["noun"] for c in manifest.of_split("train")})
+    assert Checkpoint.read(config.run).rest["pairs"] == seen
+    on_videos = evaluate_videos(
+        VideoEvaluateConfig(run=config.run, data_root=video_folder, device="cpu"), manifest
+    )
+    assert list(on_videos.scores) == ["verb", "noun", "action", "joint", "fused"]
+    assert set(result.best) >= {"top1/verb", "top1/noun", "top1/action", "top1/joint"}
+    cache = extracted(config, tubelet_source=config.run)
+    on_cache = evaluate(EvaluateConfig(run=config.run, cache=cache, device="cpu"))
+    assert {head: score.top1 for head, score in on_cache.scores.items()} == {
+        head: score.top1 for head, score in on_videos.scores.items()
+    }
+    (found,) = predict(load_predictor(config.run), [video_folder / "val/b/clip7.mp4"], top=9, device="cpu")
+    names = [f"{verb} {noun}" for verb in ("cut", "peel") for noun in ("leek", "lime", "egg")]
+    assert {guess.name for guess in found.guesses["joint"]} == {names[pair] for pair in seen}
+    run = tmp_path / "stage2"
+    train(TrainConfig(cache=cache, run=run, init=str(config.run), joint_head=True, epochs=1, device="cpu"))
+    origins = json.loads((run / "initialisation.json").read_text())
+    assert origins["heads.joint.weight"].endswith("model.safetensors: heads.joint.weight")
+
+
+def test_a_joint_head_needs_the_two_halves(config: PretrainConfig) -> None:
+    with pytest.raises(ConfigError, match="joint_head True needs the two halves of --model fe"):
+        replace(config, model="joint", joint_head=True, depth=None)
 
 
 def test_a_prediction_names_the_classes(config: PretrainConfig, video_folder: Path, tmp_path: Path) -> None:

@@ -131,3 +131,18 @@ def test_a_folder_still_has_its_own_lock(tmp_path: Path) -> None:
 
     with cache_store(tmp_path).lock(None):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_holder_that_was_stopped_asks_before_it_writes(
+    bucket: Url, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SEC", 0.2)  # and the thread that renews sleeps for 15 s
+    with hold(bucket):
+        time.sleep(0.3)
+        check_held(bucket, CacheError)  # nobody came: it is renewed
+        assert json.loads((bucket / ".lock").read_text())["renewed"] > time.time() - 0.2
+        forge(bucket / ".lock")
+        time.sleep(0.3)
+        with pytest.raises(CacheError, match="was taken over by another process"):
+            check_held(bucket, CacheError)
+    assert json.loads((bucket / ".lock").read_text())["holder"] == "process 7 on elsewhere"

@@ -15,6 +15,7 @@ from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
+from vivit.pipeline.workspace import partial_of
 
 BACKBONE = Backbone(name="tiny", weights="random:0", weights_sha256="00", embed_dim=6)
 VIEWS = ViewSpec(num_frames=3, train_views=2, test_clips=2, test_crops=1)
@@ -340,3 +341,53 @@ def test_a_damaged_record_of_appended_views_is_one_error(tmp_path: Path, steps: 
     file.write_text(json.dumps(about))
     with pytest.raises(CacheError, match=r"train_views .* are not growing numbers with 2 among them"):
         FeatureCache.open(cache.path, allow_partial=True)
+
+
+def test_an_entry_that_is_withdrawn_while_the_ledger_is_read_is_missing(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
+    fill(cache)
+    entry = cache.path / "ledger" / "train" / "000001.json"
+    entry.unlink()
+    entry.symlink_to("gone")  # is listed, and not there when it is opened
+    assert FeatureCache.open(cache.path, allow_partial=True).missing_blocks("train") == [1]
+
+
+def test_an_entry_of_other_rows_moves_no_record(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path / "toy.zarr", make_manifest(), make_settings())
+    fill(cache)
+    ledger = cache.path / "ledger" / "train"
+    (ledger / "000001.json").write_bytes((ledger / "000002.json").read_bytes())
+    found = FeatureCache.open(cache.path).records("train")
+    assert [record and record.clip_id for record in found] == [
+        *(f"c{row:02d}" for row in range(4)), *4 * [None], "c08", "c09"
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_behind_takes_no_views_back(tmp_path: Path) -> None:
+    path = tmp_path / "toy.zarr"
+    fill(FeatureCache.create(path, make_manifest(), make_settings()))
+
+    def append(total: int) -> FeatureCache:
+        FeatureCache.open(path).append_views(total)
+        cache = FeatureCache.open(path)
+        views = range(total - 1, total)
+        for block in range(cache.num_blocks("train")):
+            start, stop = cache.rows("train", block)
+            features = np.ones((stop - start, 1, *cache.shape("train")[2:]), np.float16)
+            cache.commit("train", block, features, records_of(cache, "train", block), views=views)
+        return FeatureCache.open(path)
+
+    behind = append(3)
+    assert FeatureCache.open(path).publish_views()
+    assert append(4).publish_views()
+    assert behind.publish_views()  # what it would publish is published
+    assert FeatureCache.open(path).shape("train")[1] == 4
+    behind.append_views(4)
+    assert [views.stop for views in FeatureCache.open(path).view_ranges("train")] == [2, 3, 4]
+
+
+def test_writers_of_one_file_in_containers_do_not_share_what_is_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert partial_of(tmp_path / "a") != partial_of(tmp_path / "a")

@@ -98,3 +98,15 @@ def test_an_object_opens_as_a_file_that_can_be_searched(
             file.seek(-1)
     with pytest.raises(FileNotFoundError):
         (url / "y").open_binary()
+
+
+def test_a_file_url_may_hold_what_else_ends_the_path_of_a_url() -> None:
+    assert location("file:///data/clip #3?.mp4") == Path("/data/clip #3?.mp4")
+    assert location("file://localhost/data/clip%20%233.mp4") == Path("/data/clip #3.mp4")
+
+
+def test_no_signature_or_token_of_an_address_is_shown() -> None:
+    from vivit.pipeline.storage_client import _scrubbed
+
+    text = "Error performing POST https://sts.example/?Action=Assume&WebIdentityToken=eyJhbG in 2s"
+    assert _scrubbed(text) == "Error performing POST https://sts.example/?*** in 2s"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from vivit.pipeline import tar_index as module
-from vivit.pipeline.errors import DataError
+from vivit.pipeline.errors import ConfigError, DataError
 from vivit.pipeline.storage import Location, Url
 from vivit.pipeline.tar_index import NotInTarError, TarIndex, index_path, read_member, split_name, tar_index
-from vivit.pipeline.tar_walk import TarMember
+from vivit.pipeline.tar_walk import TarMember, walk
 
 FILES = {"a.mp4": b"first", "a.json": b"{}", "folder/b.mp4": b"x" * 700, "empty.mp4": b""}
 
@@ -237,3 +237,30 @@ def test_a_tar_whose_short_names_stand_in_other_headers_is_read(tmp_path: Path) 
     (tmp_path / "x.tar").write_bytes(data.getvalue())
     assert read_all(tmp_path / "x.tar") == {"a.mp4": b"bytes"}
     assert read_all(tmp_path / "x.tar") == {"a.mp4": b"bytes"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_header_that_promises_endless_bytes_takes_no_memory(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("long")
+    header.type, header.size = kind, 1 << 62
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"a.mp4": b"video"})[:1024] + header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    content = tar_index(path).content
+    assert [member.name for member in content.members] == ["a.mp4"]
+    assert content.damage
+
+
+def test_an_index_beside_a_tar_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("VIVIT_TAR_INDEXES", raising=False)
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"a.mp4": b"video"}))
+    with pytest.raises(ConfigError, match="set XDG_CACHE_HOME"):
+        tar_index(path)
+    data = path.read_bytes()
+    index_path(path).write_bytes(TarIndex(walk(io.BytesIO(data), len(data), "a"), len(data)).to_json("a"))
+    assert read_member(path, "a.mp4") == b"video"

@@ -63,6 +63,20 @@ def test_a_clip_whose_decoder_hangs_has_timed_out_and_its_neighbours_have_crops(
         np.testing.assert_array_equal(items[at].crops, expected[at].crops)
 
 
+def test_a_decoder_that_hangs_after_its_last_clip_costs_its_thread_only(
+    video_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hanging(source: Path, *args: Any, **options: Any) -> Iterator[Any]:
+        yield from read_clips(source, *args, **options)
+        if source.name == "clip0.mp4":
+            time.sleep(3600)
+
+    monkeypatch.setattr(clip_reader, "read_clips", hanging)
+    with CropStream(video_folder, SETTINGS, threads=1, budget_bytes=0) as stream:
+        items = list(stream.read([[*clips_of(VIDEO), *clips_of(OTHER)]]))
+    assert [item.result.outcome for item in items] == ["ok"] * 6
+
+
 def test_an_encoder_that_takes_its_time_is_no_hang(video_folder: Path) -> None:
     with CropStream(video_folder, SETTINGS, threads=1, budget_bytes=0) as stream:
         items = []

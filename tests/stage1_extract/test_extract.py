@@ -17,14 +17,16 @@ from PIL import Image
 from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CacheError, DataError, StaleCacheError, StorageError
 from vivit.pipeline.feature_cache import FeatureCache
+from vivit.pipeline.ledger import ClipRecord
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.video import read_frames
 from vivit.pipeline.views import ViewSpec, views_of
-from vivit.stage1_extract.blocks import encode_clip
+from vivit.stage1_extract.blocks import BlockReport, Seconds, Work, encode_clip
 from vivit.stage1_extract.clip_reader import CropSettings, CropStream, crop_clips, jobs_of
 from vivit.stage1_extract.config import ExtractConfig
 from vivit.stage1_extract.encoder import SpatialEncoder
 from vivit.stage1_extract.extract import extract
+from vivit.stage1_extract.tally import Tally
 
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=2, test_clips=2, test_crops=1)
 
@@ -202,6 +204,17 @@ def test_a_run_stops_at_the_failures_it_may_have_and_keeps_what_it_did(
     with pytest.raises(DataError, match=r"more than 0 clips have no features .*z, missing.*--max-failures"):
         extract(config_for(video_folder, tmp_path / "c.zarr", max_failures=0), mixed)
     assert FeatureCache.open(tmp_path / "c.zarr", allow_partial=True).missing_blocks("train") == []
+
+
+def test_a_clip_that_fails_in_several_views_is_one_failure() -> None:
+    tally = Tally(failed={("train", 4)}, max_failures=2)
+    worker = tally.worker("w")
+    records = [ClipRecord(clip_id="e", outcome="missing"), ClipRecord(clip_id="f", outcome="missing")]
+    for views in (range(1), range(1, 3)):
+        tally.block(worker, BlockReport(Work("train", 2, (4, 5), views), records, Seconds(), 0))
+    assert tally.failed == 2
+    with pytest.raises(DataError, match="more than 2 clips"):
+        tally.block(worker, BlockReport(Work("test", 0, (4,), range(1)), records[:1], Seconds(), 0))
 
 
 def test_a_wrong_data_root_is_refused_before_anything_is_written(manifest: Manifest, tmp_path: Path) -> None:

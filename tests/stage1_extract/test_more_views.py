@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pa_parquet
 import pytest
 import zarr
 
@@ -14,11 +15,12 @@ from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CacheError, StaleCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
+from vivit.pipeline.outcomes_table import write_outcomes
 from vivit.pipeline.storage import Location, Url, location
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.blocks import missing_work
 from vivit.stage1_extract.config import ExtractConfig
-from vivit.stage1_extract.extract import ExtractSummary, extract
+from vivit.stage1_extract.extract import ExtractSummary, _complete_outcomes, extract
 from vivit.stage1_extract.inline_engine import run_inline
 
 VIEWS = ViewSpec(num_frames=4, stride=3, resize=40, crop_size=32, train_views=1, test_clips=2, test_crops=1)
@@ -360,7 +362,7 @@ from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.views import ViewSpec
 from vivit.stage1_extract.config import ExtractConfig
-from vivit.stage1_extract.extract import extract
+from vivit.stage1_extract.extract import _complete_outcomes, extract
 
 root, cache, views, at = Path(sys.argv[1]), Path(sys.argv[2]), ViewSpec.from_dict(eval(sys.argv[3])), sys.argv[4]
 name, _, number = at.partition(":")
@@ -404,3 +406,16 @@ def test_a_killed_run_goes_on_with_the_same_command(
     appended(video_folder, cache, manifest)
     assert files_of(cache) == files_of(at_once)
     assert check_cache(FeatureCache.open(cache), is_shown=False).leftovers == []
+
+
+def test_the_table_of_outcomes_is_that_of_the_part_that_ends_last(cache: Path) -> None:
+    """Also where an older table is written after it."""
+    entry = cache / "ledger" / "train" / "000000.json"
+    data = entry.read_bytes()
+    entry.unlink()
+    behind = FeatureCache.open(cache, allow_partial=True)
+    entry.write_bytes(data)
+    table = write_outcomes(behind)
+    assert pa_parquet.read_table(table)["outcome"].null_count == 3
+    _complete_outcomes(behind)
+    assert pa_parquet.read_table(table)["outcome"].null_count == 0

@@ -209,3 +209,18 @@ def test_the_file_of_the_weights_is_found_again(
     extract(config, few)
     report = verified(tmp_path / "c.zarr", sample=1, data_root=video_folder)
     assert [made.is_equal for made in report.sample] == [True]
+
+
+def test_a_block_of_two_machines_is_not_held_to_the_bits_of_one(
+    cache: Path, manifest: Manifest, video_folder: Path
+) -> None:
+    """Clips that were tried again elsewhere do not vouch for the machine of the others."""
+    entry = cache / "ledger" / "train" / "000000.json"
+    values = json.loads(entry.read_bytes())
+    values["about"]["processor"] = "another"
+    values["clips"][0] |= {"outcome": "missing"}
+    entry.write_text(json.dumps(values))
+    extract(replace(config_for(video_folder, cache), retry_failed=True), manifest)
+    about = json.loads(entry.read_bytes())["about"]
+    assert "processor" not in about
+    assert about["device"] == "cpu"
