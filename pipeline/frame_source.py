@@ -51,7 +51,8 @@ class Frames:
         prefixes = Counter(found[1] for name in names if (found := _NAME.fullmatch(_base(name))))
         if not prefixes:
             raise Failure(Outcome.NO_FRAMES, f"no numbered .jpg or .png frames in {source.place}")
-        prefix = min(prefixes, key=lambda name: (-prefixes[name], name))
+        # mmaction2 puts optical flow, flow_x_00001.jpg, beside the pictures
+        prefix = min(prefixes, key=lambda name: ("flow" in name.lower(), -prefixes[name], name))
         numbered = {
             int(found[2]): name
             for name in sorted(names, reverse=True)

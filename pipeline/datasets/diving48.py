@@ -55,5 +55,7 @@ DIVING48 = Dataset(
     name="diving48",
     title="Diving48",
     read=read_diving48,
-    official={"": {"train": 15_027, "test": 1_970}},
+    official={
+        "": {"train": 15_027, "test": 1_970}
+    },  # the first is widely quoted, and not checked against a file
 )

@@ -89,7 +89,7 @@ MIT = Dataset(
     read=read_mit,
     variants={"v1": "339 classes", "v2": "305 classes"},
     official={
-        "v1": {"train": 802_264, "validation": 33_900},
+        "v1": {"train": 802_264, "validation": 33_900},  # widely quoted, and not checked against a file
         "v2": {"train": 727_305, "validation": 30_500},
     },
 )

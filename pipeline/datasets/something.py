@@ -131,7 +131,7 @@ SOMETHING_ELSE = Dataset(
         "10shot": "the novel classes, 10 clips each",
     },
     official={
-        "compositional": {"train": 54_919, "validation": 57_876},
+        "compositional": {"train": 54_919, "validation": 57_876},  # widely quoted, not checked against a file
         "base": {"validation": 12_467},
         "5shot": {"train": 430},
         "10shot": {"train": 860},

@@ -80,13 +80,12 @@ class VideoFinder:
         """Names without suffix."""
         return self._by_stem.keys()
 
-    @property
-    def num_videos(self) -> int:
-        return sum(len(files) for files in self._by_stem.values())
-
     def find(self, stem: str, *, folders: Sequence[str] = (), parent: str | None = None) -> str | None:
-        """The video of this name. Of several the one in the first of `folders` that is on the way to one of them, then
-        in the next; then the least deep one. `parent` is a name that its folder must have."""
+        """The video of this name, in a folder called `parent` where that is given.
+
+        Of several it is the one below the first of `folders`; then the one below the next, and so on; then the least
+        deep one.
+        """
         found: Sequence[str] = self._by_stem.get(stem, ())
         if parent is not None:
             found = [file for file in found if file.split("/")[-2:-1] == [parent]]

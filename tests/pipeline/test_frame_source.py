@@ -109,6 +109,17 @@ def test_a_tar_that_is_cut_short_is_partial(frames: Path) -> None:
     assert (front.outcome, front.num_frames) == (Outcome.OK, 10)
 
 
+def test_optical_flow_beside_the_pictures_is_left_alone(tmp_path: Path) -> None:
+    folder = write_timed_frames(tmp_path / "v", rate=RATE, num_frames=5)
+    for frame in sorted(folder.iterdir()):
+        data = frame.read_bytes()
+        frame.rename(folder / f"img_{frame.stem[-5:]}.jpg")
+        for axis in ("x", "y"):
+            (folder / f"flow_{axis}_{frame.stem[-5:]}.jpg").write_bytes(data[:9])
+    [(whole, _)] = read(folder, (None, None))
+    assert (whole.outcome, whole.num_frames) == (Outcome.OK, 5)
+
+
 def test_places_without_frames_say_why(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
