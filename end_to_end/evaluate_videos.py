@@ -65,7 +65,9 @@ def evaluate_videos(config: VideoEvaluateConfig, manifest: Manifest) -> Evaluati
     """Evaluate on the videos of a split, and write the scores and the logits of each clip as `evaluate` does."""
     check_videos(manifest, config.data_root)
     if config.split not in manifest.splits:
-        raise DataError(f"the manifest has no split {config.split!r}: it has {', '.join(manifest.splits)}")
+        raise DataError(
+            f"the manifest has no split {config.split!r}: it has {', '.join(manifest.splits)}: pass --split"
+        )
     if config.split == "train":
         raise DataError("the training split has random views, not test views: evaluate validation or test")
     predictor = load_predictor(

@@ -93,7 +93,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     cache = FeatureCache.open(config.cache, allow_partial=config.allow_partial)
     trained = _of_model_file(config.run, cache) if is_model(config.run) else _of_run(config.run, cache)
     if config.split not in cache.splits:
-        raise DataError(f"{cache.path} has no split {config.split!r}: it has {', '.join(cache.splits)}")
+        raise DataError(
+            f"{cache.path} has no split {config.split!r}: it has {', '.join(cache.splits)}: pass --split"
+        )
     rows = cache.usable_rows(config.split)
     if not len(rows):
         raise DataError(
