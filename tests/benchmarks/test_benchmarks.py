@@ -65,11 +65,17 @@ SMALL = {
 }
 
 
+SLOW = ("bench_memory.py", "bench_ray.py", "bench_step.py")
+"""Half a minute each, even so small."""
+
+
 def test_every_benchmark_is_run_here() -> None:
     assert {path.name for path in FOLDER.glob("bench_*.py")} == set(SMALL)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SMALL]
+)
 def test_the_benchmark_prints_its_table(name: str) -> None:
     command = [sys.executable, str(FOLDER / name), *SMALL[name]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -1,6 +1,7 @@
 """A miniature of every benchmark, in the layout that people download, through prepare, extract, train and evaluate."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -122,10 +123,12 @@ MINIATURES = {
 
 
 @pytest.fixture
-def _signals() -> Iterator[None]:
-    handler = signal.getsignal(signal.SIGTERM)
+def _process_as_before() -> Iterator[None]:
+    """What the command line changes for the whole process is put back."""
+    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger("vivit").level
     yield
     signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("vivit").setLevel(level)
 
 
 def vivit(*args: object) -> int:
@@ -139,7 +142,7 @@ def vivit(*args: object) -> int:
     return 0
 
 
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("_process_as_before")
 @pytest.mark.parametrize("name", MINIATURES)
 def test_every_benchmark_goes_from_its_official_files_to_a_score(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -29,7 +29,7 @@ def report(*outcomes: str, seconds: Seconds) -> BlockReport:
 
 
 def test_the_table_shows_every_worker_the_limit_and_the_failures() -> None:
-    tally = Tally(failed=0, max_failures=None)
+    tally = Tally(failed=[], max_failures=None)
     for name in ("node-1:7", "node-2:9"):
         tally.block(tally.worker(name), report("ok", "corrupt", seconds=Seconds(3.0, 1.0, 0.0)))
     tally.worker("node-2:9").in_work = InWork(3, 24, Seconds(0.0, 2.0, 0.0))
@@ -49,10 +49,12 @@ def test_the_table_shows_every_worker_the_limit_and_the_failures() -> None:
 
 
 def test_too_many_failures_end_the_run_after_the_block_that_has_them() -> None:
-    tally = Tally(failed=1, max_failures=2)
+    tally = Tally(failed=[("train", 7)], max_failures=2)
     tally.block(tally.worker("a"), report("ok", "missing", seconds=Seconds()))
     with pytest.raises(DataError, match=r"more than 2 clips have no features \(the last: 0, timeout: why\)"):
-        tally.block(tally.worker("a"), report("timeout", seconds=Seconds()))
+        tally.block(
+            tally.worker("a"), report("timeout", seconds=Seconds())
+        )  # row 0; the one before was row 1
     assert tally.blocks == 2
 
 
@@ -100,7 +102,7 @@ def test_json_lines_and_outcomes_tell_what_happened(video_folder: Path, tmp_path
 
 def test_a_log_on_standard_error_takes_the_place_of_the_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with event_log("-") as log:
-        tally = Tally(failed=0, max_failures=None, log=log)
+        tally = Tally(failed=[], max_failures=None, log=log)
         with tally.shown(2):
             tally.block(tally.worker("a"), report("ok", "ok", seconds=Seconds(1.0, 2.0, 3.0)))
     lines = capsys.readouterr().err.splitlines()
