@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import ray
 from measure import machine, print_table, spread, write_video
+from ray._private.internal_api import memory_summary
 
 from vivit.pipeline.manifest import Clip, Manifest
 from vivit.pipeline.views import ViewSpec
@@ -146,7 +147,7 @@ def bench_memory(options: argparse.Namespace, folder: Path) -> None:
         f"memory of the worker after 1/4, 2/4, 3/4 and all of {options.memory_clips} clips: "
         f"{', '.join(f'{size:.0f}' for size in quarters)} MiB"
     )
-    summary = ray._private.internal_api.memory_summary(stats_only=True)
+    summary = memory_summary(stats_only=True)
     spilled = [line for line in summary.splitlines() if "pill" in line]
     print(f"object store: {'; '.join(spilled) or 'nothing was spilled'}")
 
