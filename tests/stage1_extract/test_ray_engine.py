@@ -545,13 +545,17 @@ def test_a_node_that_is_lost_takes_nothing_with_it(
     busy, lost = tmp_path / "busy", second.node_id
 
     class Stuck(BlockExtractor):
-        def compute(self, *args: Any, **options: Any) -> Any:
+        def compute(self, work: Any, *args: Any, **options: Any) -> Any:
             import ray
 
             while ray.get_runtime_context().get_node_id() == lost:
                 busy.touch()
                 time.sleep(0.01)
-            return super().compute(*args, **options)
+            while (
+                len(work.rows) > 1 and not busy.exists()
+            ):  # else one worker does all before the other is ready
+                time.sleep(0.01)
+            return super().compute(work, *args, **options)
 
     def remove() -> None:
         while not busy.exists():
