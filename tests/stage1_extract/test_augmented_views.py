@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cache_files import files_of
 
 from vivit.end_to_end.config import PretrainConfig
 from vivit.end_to_end.pretrain import pretrain
 from vivit.end_to_end.video_batches import VideoBatches
 from vivit.pipeline.checkpoint import views_for_spatial
-from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import InterruptedRunError, StaleCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
@@ -38,20 +38,6 @@ def config_for(root: Path, cache: Path, **changes: Any) -> ExtractConfig:
         block_size=3, decode_threads=2,
     )  # fmt: skip
     return replace(config, **changes)
-
-
-def files_of(cache: Path) -> dict[str, bytes]:
-    """Every file below the arrays."""
-    return {
-        p.relative_to(cache).as_posix(): p.read_bytes()
-        for p in sorted(cache.glob("*/features/**/*"))
-        if p.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 @pytest.fixture(scope="module")

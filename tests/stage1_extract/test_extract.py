@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cache_files import files_of
 from PIL import Image
 
 from vivit.pipeline.datasets import read_dataset
@@ -37,20 +38,6 @@ def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
         block_size=3, decode_threads=2,
     )  # fmt: skip
     return replace(config, **changes)  # type: ignore[arg-type]
-
-
-def files_of(cache: Path) -> dict[str, bytes]:
-    """Every file below the arrays, leftovers of killed runs too: all that must be equal, byte for byte."""
-    return {
-        p.relative_to(cache).as_posix(): p.read_bytes()
-        for p in sorted(cache.glob("*/features/**/*"))
-        if p.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 @pytest.fixture(scope="module")

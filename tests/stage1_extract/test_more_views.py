@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pa_parquet
 import pytest
 import zarr
+from cache_files import files_of
 
 from vivit.pipeline.cache_check import check_cache
-from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CacheError, StaleCacheError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
@@ -34,15 +34,6 @@ def config_for(root: Path, cache: Location, **changes: object) -> ExtractConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def files_of(cache: Path) -> dict[str, bytes]:
-    """Every file below the arrays, and their descriptions."""
-    return {
-        p.relative_to(cache).as_posix(): p.read_bytes()
-        for p in sorted(cache.glob("*/features/**/*"))
-        if p.is_file()
-    }
-
-
 def outcomes_of(cache: Path) -> list[str]:
     """The outcome of each clip in each view."""
     opened = FeatureCache.open(cache)
@@ -54,11 +45,6 @@ def outcomes_of(cache: Path) -> list[str]:
         for record in opened.records(split, views)
         if record is not None
     ]
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 @pytest.fixture(scope="module")

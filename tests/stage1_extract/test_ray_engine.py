@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from cache_files import files_of
 
-from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import BlockError, CacheError, ConfigError, StorageError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Clip, Manifest
@@ -48,23 +48,9 @@ def config_for(root: Path, cache: Path, **changes: object) -> ExtractConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
-def files_of(cache: Path) -> dict[str, bytes]:
-    """Every file below the arrays: all that must be equal, byte for byte."""
-    return {
-        p.relative_to(cache).as_posix(): p.read_bytes()
-        for p in sorted(cache.glob("*/features/**/*"))
-        if p.is_file()
-    }
-
-
 def records_of(cache: Path) -> list[Any]:
     opened = FeatureCache.open(cache)
     return [record for split in opened.splits for record in opened.records(split)]
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import ConfigError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
@@ -32,11 +31,6 @@ def shards_of(cache: Path) -> dict[str, bytes]:
         for p in cache.glob("*/features/c/**/*")
         if p.is_file()
     }
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 def test_each_cache_is_what_its_own_run_would_write_and_videos_are_opened_once(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vivit.pipeline.datasets import read_dataset
 from vivit.pipeline.errors import CacheError, ConfigError, DataError, WeightsError
 from vivit.pipeline.feature_cache import FeatureCache
 from vivit.pipeline.manifest import Manifest
@@ -24,11 +23,6 @@ def config_for(root: Path, cache: Path) -> ExtractConfig:
         cache=cache, data_root=root, backbone="vit_ti16", weights="random", views=VIEWS, device="cpu", batch_size=6,
         block_size=3, decode_threads=2,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def manifest(video_folder: Path) -> Manifest:
-    return read_dataset("folder", video_folder)[0]
 
 
 @pytest.fixture(scope="module")
