@@ -1,19 +1,16 @@
 """Files to read from by position: regular files of this machine, objects in a store, and parts of either."""
 
 import errno
-import io
 import os
 import stat
 import time
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from vivit.pipeline.errors import VivitError
+from vivit.pipeline.positioned_file import PositionedFile
 from vivit.pipeline.storage import Url
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 
 class NotRegularError(OSError):
@@ -47,50 +44,7 @@ def identity_of(file: BinaryIO) -> tuple[Hashable, ...] | None:
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
-class _Positioned(io.RawIOBase):
-    """A file of known size with a position."""
-
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__()
-        self._start, self._size, self._at = 0, size_bytes, 0
-
-    def drop_front(self, count: int) -> None:
-        """Let the file begin `count` bytes later, and go there."""
-        self._start, self._size, self._at = self._start + count, self._size - count, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
-        if at < 0:
-            raise OSError(errno.EINVAL, "a position before the beginning")
-        self._at = at
-        return at
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Without room for more than there is: the header of a broken tar may ask for any number of bytes."""
-        left = max(0, self._size - self._at)
-        return super().read(left if size is None or size < 0 else min(size, left)) or b""
-
-    def readinto(self, target: "WriteableBuffer") -> int:
-        view = memoryview(target).cast("B")
-        data = self._read_at(self._start + self._at, min(len(view), max(0, self._size - self._at)))
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _read_at(self, at: int, count: int) -> bytes:
-        raise NotImplementedError
-
-
-class FilePart(_Positioned):
+class FilePart(PositionedFile):
     """`size_bytes` of an open file from `start` on, as a file; closes the other one."""
 
     def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
@@ -109,7 +63,7 @@ class FilePart(_Positioned):
         super().close()
 
 
-class StoreFile(_Positioned):
+class StoreFile(PositionedFile):
     """An object in a store, or part of one, as a file.
 
     FFmpeg may take an error of the network for the end of a file, and the time that it took for time spent on decoding:

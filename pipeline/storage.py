@@ -5,7 +5,6 @@ clients live once per process; a request that fails for a reason that may pass i
 Credentials come from the environment that the stores' own tools read, and from nowhere else.
 """
 
-import io
 import re
 import threading
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 from urllib.parse import unquote
 
 from vivit.pipeline.errors import ConfigError
+from vivit.pipeline.positioned_file import PositionedFile
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, PutResult
@@ -310,13 +310,12 @@ def _file_path(text: str) -> Path:
     return Path(unquote(f"/{path}"))  # `#` and `?` are letters like others in the name of a file
 
 
-class _ObjectFile(io.RawIOBase):
+class _ObjectFile(PositionedFile):
     """An object as a file: fetched whole where it is small, else in blocks, the last few of which are kept."""
 
     def __init__(self, url: Url, start: int, size: int | None) -> None:
-        super().__init__()
-        self._url, self._start, self._at = url, start, 0
-        self._size = url.size() if size is None else size
+        super().__init__(url.size() if size is None else size)
+        self._url, self._offset, self._whole = url, start, self._size
         self._block_bytes = _WHOLE_BYTES if self._size <= _WHOLE_BYTES else _BLOCK_BYTES
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -325,35 +324,12 @@ class _ObjectFile(io.RawIOBase):
     def name(self) -> str:
         return str(self._url)
 
-    def readable(self) -> bool:
-        return True
+    def _read_at(self, at: int, count: int) -> bytes:
+        return b"".join(self._pieces(at, count))
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if start + offset < 0:
-            raise OSError(22, "a position before the beginning")
-        self._at = start + offset
-        return self._at
-
-    def readinto(self, target: "memoryview") -> int:  # type: ignore[override]
-        """Fill `target`; fewer bytes only at the end of the object."""
-        view = memoryview(target).cast("B")
-        filled = 0
-        for piece in self._pieces(min(len(view), max(0, self._size - self._at))):
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        self._at += filled
-        return filled
-
-    def _pieces(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes, block by block."""
-        at, end = self._at, self._at + size
+    def _pieces(self, at: int, size: int) -> Iterator[memoryview]:
+        """`size` bytes from `at` on, block by block."""
+        end = at + size
         while at < end:
             number, start = divmod(at, self._block_bytes)
             piece = memoryview(self._block(number))[start : start + end - at]
@@ -367,8 +343,8 @@ class _ObjectFile(io.RawIOBase):
             block = self._blocks.pop(number, None)
             if block is None:
                 offset = number * self._block_bytes
-                size = min(self._block_bytes, self._size - offset)
-                block = self._url.read_range(self._start + offset, size)
+                size = min(self._block_bytes, self._whole - offset)
+                block = self._url.read_range(self._offset + offset, size)
             self._blocks[number] = block
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
